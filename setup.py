@@ -24,7 +24,7 @@ TRAIN = [
 BENCH = ["liger-kernel", "pytest-benchmark", "trl==1.16.0"]
 DEV = [
     "build",
-    "codespell",
+    "codespell[toml]",
     "mypy>=2.0",
     "pytest>=8",
     "pytest-timeout",
@@ -32,7 +32,6 @@ DEV = [
     "ruff>=0.17,<0.18",
     "setuptools>=77",
     "types-PyYAML",
-    "wheel",
 ]
 
 setup(
@@ -44,7 +43,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    # `kernels/` has no __init__.py: a top-level package called `kernels` would shadow Hugging Face's.
+    # kernels/ has no __init__.py: a top-level package called `kernels` would shadow Hugging Face's.
     packages=[*find_packages(include=["sdkernels", "sdkernels.*"]), "sdkernels.kernels"],
     package_dir={"sdkernels": "sdkernels", "sdkernels.kernels": "kernels/vocab"},
     package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.yaml", "*.json", "templates/*"]},

