@@ -1,0 +1,117 @@
+"""Teacher prompts: the privileged part, its place in the prompt, and its length limit.
+
+The last user turn becomes: question, one fenced section per piece of privileged text, closing
+instruction. System messages and earlier turns stay as they are.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Section:
+    """A piece of privileged text: `intro` announces it, `label` names its fence."""
+
+    intro: str
+    label: str
+    text: str
+
+    def render(self) -> str:
+        """The section as it stands in the prompt."""
+        return f"{self.intro}\n[{self.label}]\n{self.text}\n[end of {self.label}]"
+
+
+@dataclass(frozen=True)
+class Privileged:
+    """What a builder adds to the prompt. Without sections the prompt stays as it is."""
+
+    sections: tuple[Section, ...] = ()
+    closing: str = ""
+
+
+def compose(
+    prompt: Sequence[dict[str, str]],
+    privileged: Privileged,
+    *,
+    tokenizer: Any = None,
+    max_tokens: int | None = None,
+    counts: Counter[str] | None = None,
+) -> list[dict[str, str]]:
+    """The teacher's messages: `prompt` with the privileged part in its last user turn.
+
+    `max_tokens` bounds the tokens of the section texts together; what is cut is replaced by a
+    visible marker and counted as `counts["truncated"]`.
+    """
+    messages = [dict(message) for message in prompt]
+    if not privileged.sections:
+        return messages
+    sections = tuple(
+        replace(section, text=without_special_tokens(section.text, tokenizer).strip())
+        for section in privileged.sections
+    )
+    if max_tokens is not None:
+        sections, cut = fit(sections, tokenizer, max_tokens)
+        if cut and counts is not None:
+            counts["truncated"] += 1
+    parts = [messages[-1]["content"].rstrip()]
+    parts += [section.render() for section in sections]
+    parts.append(privileged.closing)
+    messages[-1]["content"] = "\n\n".join(parts)
+    return messages
+
+
+def without_special_tokens(text: str, tokenizer: Any) -> str:
+    """`text` without the tokenizer's control tokens, which would end the user turn early."""
+    for token in getattr(tokenizer, "all_special_tokens", None) or ():
+        text = text.replace(token, "")
+    return text
+
+
+def count_tokens(text: str, tokenizer: Any) -> int:
+    """Tokens of `text` on its own, without special tokens."""
+    return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def fit(
+    sections: Sequence[Section], tokenizer: Any, max_tokens: int
+) -> tuple[tuple[Section, ...], bool]:
+    """Cut the ends of the sections, the longest first, until together they fit `max_tokens`.
+
+    Returns the sections and whether anything was cut. The marker that replaces a cut text is not
+    counted against the limit.
+    """
+    if tokenizer is None:
+        raise ValueError("max_context_tokens needs a tokenizer: pass Services(tokenizer=...)")
+    if max_tokens < 1:
+        raise ValueError(f"max_context_tokens must be at least 1, got {max_tokens}")
+    lengths = [count_tokens(section.text, tokenizer) for section in sections]
+    excess = sum(lengths) - max_tokens
+    fitted = list(sections)
+    for index in sorted(range(len(fitted)), key=lambda i: -lengths[i]):
+        if excess <= 0:
+            break
+        dropped = min(excess, lengths[index])
+        text = _keep_first_tokens(fitted[index].text, lengths[index] - dropped, tokenizer)
+        marker = f"[... cut here, {dropped} more tokens]"
+        fitted[index] = replace(fitted[index], text=f"{text.rstrip()}\n{marker}".lstrip())
+        excess -= dropped
+        logger.info("cut %d tokens of a %s", dropped, fitted[index].label)
+    return tuple(fitted), sum(lengths) > max_tokens
+
+
+def _keep_first_tokens(text: str, keep: int, tokenizer: Any) -> str:
+    if keep == 0:
+        return ""
+    if getattr(tokenizer, "is_fast", False):
+        # Cutting at a character offset, because decoding half a character gives garbage.
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return text[: encoded["offset_mapping"][keep - 1][1]]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[:keep]))
