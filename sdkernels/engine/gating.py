@@ -1,0 +1,64 @@
+"""How an entropy gate (`sdkernels.gates`) meets the engine: thresholds first, `direction` per chunk
+afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.problem import Problem
+
+
+def attach_gate(problem: Problem, gate: Any, mask: Tensor | None) -> None:
+    """Bind `gate` to this problem's tokens; a quantile gate costs a no-grad entropy pass over the
+    student.
+
+    Raises:
+        TypeError: `gate` is neither a gate nor a bound gate.
+        ValueError: a bound gate's thresholds have another shape than the tokens.
+    """
+    if gate is None:
+        return
+    if hasattr(gate, "bind"):
+        lead = problem.lead_shape
+        valid = (
+            torch.ones(lead, dtype=torch.bool, device=problem.hidden_TD.device)
+            if mask is None
+            else mask
+        )
+        entropy = _entropies(problem) if gate.needs_entropy else None
+        gate = gate.bind(entropy, valid)
+    if not hasattr(gate, "direction"):
+        raise TypeError(
+            "gate: expected a gate of sdkernels.gates or what its bind() returns, got "
+            f"{type(gate).__name__}"
+        )
+    thresholds = {}
+    for name in ("tau", "sigma"):
+        value = getattr(gate, name)
+        if value is None:
+            continue
+        if value.shape != problem.lead_shape:
+            raise ValueError(
+                f"gate.{name}: expected the shape of the tokens {list(problem.lead_shape)}, got "
+                f"{list(value.shape)}"
+            )
+        thresholds[name] = value.reshape(problem.lead_shape.numel())
+    problem.gate, problem.gate_T = gate, thresholds
+
+
+def _entropies(problem: Problem) -> Tensor:
+    """Student entropies of all kept tokens, in nats, without the teacher."""
+    alone = dataclasses.replace(
+        problem,
+        teacher=None,
+        ids_NK=None,
+        spec=dataclasses.replace(problem.spec, jsd_beta=None, entry_clip=None, topk=None),
+    )
+    slabs = alone.slabs()
+    parts = [alone.forward_chunk(slabs, lo, hi)[0]["entropy"] for lo, hi in alone.plan.ranges]
+    return alone.restore(torch.cat(parts))

@@ -1,0 +1,62 @@
+"""The three matrix products of a chunk, accumulated in the compute dtype whatever the model's dtype
+is.
+
+Where the dtypes agree each is one BLAS call into memory that already exists. Otherwise the weight
+is cast a slice of the vocabulary at a time, so that no full-precision copy of it is ever held.
+
+Shape letters: C tokens of the chunk, V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# Vocabulary rows cast at once when dtypes differ: 8192 x 4096 float32 is 128 MiB, and the product
+# stays efficient.
+CAST_ROWS = 8192
+
+
+def project(
+    hidden_CD: Tensor, weight_VD: Tensor, out_CV: Tensor, compute_dtype: torch.dtype
+) -> None:
+    """out = hidden @ weight.T, with products summed in `compute_dtype` (or in out's dtype when all
+    three agree).
+    """
+    if hidden_CD.dtype == weight_VD.dtype == out_CV.dtype:
+        torch.mm(hidden_CD, weight_VD.t(), out=out_CV)
+        return
+    hidden_CD = hidden_CD.to(compute_dtype)
+    for lo, hi in _slices(weight_VD):
+        out_CV[:, lo:hi] = hidden_CD @ weight_VD[lo:hi].to(compute_dtype).t()
+
+
+def hidden_gradient(dz_CV: Tensor, weight_VD: Tensor, compute_dtype: torch.dtype) -> Tensor:
+    """dz @ weight, `[C, D]` in `compute_dtype`."""
+    if dz_CV.dtype == weight_VD.dtype == compute_dtype:
+        return dz_CV @ weight_VD
+    total_CD = torch.zeros(
+        dz_CV.shape[0], weight_VD.shape[1], dtype=compute_dtype, device=dz_CV.device
+    )
+    for lo, hi in _slices(weight_VD):
+        total_CD.addmm_(dz_CV[:, lo:hi].to(compute_dtype), weight_VD[lo:hi].to(compute_dtype))
+    return total_CD
+
+
+def add_weight_gradient(total_VD: Tensor, dz_CV: Tensor, hidden_CD: Tensor, *, first: bool) -> None:
+    """total += dz.T @ hidden, or = for the first chunk, which then needs no zero-filled buffer."""
+    beta = 0 if first else 1
+    hidden_CD = hidden_CD.to(total_VD.dtype)
+    if dz_CV.dtype == total_VD.dtype:
+        total_VD.addmm_(dz_CV.t(), hidden_CD, beta=beta)
+        return
+    for lo, hi in _slices(total_VD):
+        total_VD[lo:hi].addmm_(dz_CV[:, lo:hi].t().to(total_VD.dtype), hidden_CD, beta=beta)
+
+
+def _slices(weight_VD: Tensor) -> Iterator[tuple[int, int]]:
+    vocab = weight_VD.shape[0]
+    for lo in range(0, vocab, CAST_ROWS):
+        yield lo, min(lo + CAST_ROWS, vocab)

@@ -1,0 +1,278 @@
+"""`token_loss`: any per-token loss over full-vocabulary statistics, its gradient formed in the
+forward pass.
+
+Each chunk of tokens is projected, reduced to statistics, weighed by the caller's loss function
+under autograd (on [C]-sized tensors), and turned into gradients while its logits still exist.
+Nothing is recomputed: 8 T D V floating point operations with a teacher and a trainable head, 6
+without a teacher or with a frozen head. Saved for backward: the gradients themselves.
+
+Shape letters: T tokens, N tokens left by the mask, C tokens of a chunk, V vocabulary, D hidden, K
+    ids a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdkernels.engine.gating import attach_gate
+from sdkernels.engine.grads import Gradients, graph_is_kept, needs_grad
+from sdkernels.engine.heads import LMHead, as_head
+from sdkernels.engine.problem import Problem, build_problem
+from sdkernels.engine.stats import DIFFERENTIABLE, Tokens, TokenStats
+from sdkernels.engine.teachers import Teacher
+
+LossFn = Callable[[TokenStats, Tokens], Tensor]
+
+
+def token_loss(
+    hidden: Tensor,
+    head: LMHead | Tensor,
+    loss_fn: LossFn,
+    *,
+    targets: Tensor | None = None,
+    teacher: Teacher | None = None,
+    tokens: Mapping[str, Tensor] | None = None,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+    jsd_beta: float | None = None,
+    entry_clip: float | None = None,
+    topk: int | None = None,
+    topk_of: str = "student",
+    gate: Any = None,
+    chunk_bytes: int | None = None,
+    slab_dtype: str = "float32",
+    backend: str = "auto",
+    debug: bool = False,
+) -> tuple[Tensor, TokenStats]:
+    """Sum over tokens of `loss_fn`, with gradients for hidden states, head weight and bias.
+
+    Args:
+        hidden: `[..., D]` student hidden states; float64, float32, bfloat16 or float16.
+        head: `LMHead` or bare weight `[V, D]`.
+        loss_fn: `loss_fn(s, tok) -> [C]`. `s` has the statistics of C tokens, `tok` the caller's
+            tensors for the same tokens. It must act token by token: it sees one chunk at a time.
+        targets: `[...]` token ids, or `[..., K]` for K ids a token; for `logp` and `teacher_logp`.
+        teacher: `HiddenTeacher`, `LogitsTeacher` or `TopKTeacher` over the same tokens.
+        tokens: per-token tensors `[...]` or `[..., n]` for the loss function, read as `tok.name`.
+            Constants.
+        mask: bool `[...]`; tokens where it is False are left out before the first product and
+            report 0.
+        temperature: divides the student's logits, and the teacher's unless `teacher_temperature` is
+            given.
+        jsd_beta: asks for `jsd`, with M = beta T + (1 - beta) S; strictly between 0 and 1.
+        entry_clip: asks for `clipped_kl_teacher_student`, in nats per vocabulary entry.
+        topk, topk_of: ask for true log-probs of both models on the top-k ids of the "student" or
+            "teacher".
+        gate: entropy gate that writes `direction` (see `sdkernels.gates`). One that needs a
+            quantile costs a no-grad pass over the student first, unless it was bound to recorded
+            entropies.
+        chunk_bytes: memory for logits and scratch; default 256 MiB on CPU, 2.5 % of the memory of a
+            GPU.
+        slab_dtype: "float32" logits, or "model" for the dtype of `hidden` (half the traffic in
+            bf16, less exact).
+        backend: "auto", "triton" or "torch".
+        debug: also make the checks that cost a synchronisation on a GPU (ids in range, finite loss,
+            token by token).
+
+    Returns:
+        A scalar, and the detached statistics with the leading shape of `hidden`. The scalar is
+        float32 (float64 for float64 inputs). Over no token it is 0, and its gradients are zeros
+        that still touch the weights.
+
+    Raises:
+        ValueError, TypeError: an argument is wrong, `loss_fn` returns another shape than `[C]`,
+            depends on other tokens, or is not finite (the message names the token and the
+            statistic).
+    """
+    head = as_head(head)
+    problem = build_problem(
+        hidden,
+        head,
+        targets=targets,
+        teacher=teacher,
+        tokens=tokens,
+        mask=mask,
+        temperature=temperature,
+        teacher_temperature=teacher_temperature,
+        jsd_beta=jsd_beta,
+        entry_clip=entry_clip,
+        topk=topk,
+        topk_of=topk_of,
+        chunk_bytes=chunk_bytes,
+        slab_dtype=slab_dtype,
+        backend=backend,
+        debug=debug,
+    )
+    gradients = Gradients(
+        problem,
+        hidden=needs_grad(hidden),
+        weight=needs_grad(head.weight),
+        bias=needs_grad(head.bias),
+    )
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        attach_gate(problem, gate, mask)
+        loss, stats = _run(problem, loss_fn, gradients)
+    if gradients.wanted:
+        parts = gradients.result(hidden.shape)
+        loss = _Attach.apply(loss, parts, hidden, head.weight, head.bias)
+    return loss, stats
+
+
+def _run(problem: Problem, loss_fn: LossFn, gradients: Gradients) -> tuple[Tensor, TokenStats]:
+    slabs = problem.slabs()
+    losses, collected = [], []
+    for lo, hi in problem.plan.ranges:
+        stats, state, hidden_CD = problem.forward_chunk(slabs, lo, hi)
+        loss, coefs, reported = _weigh(problem, loss_fn, stats, lo, hi)
+        losses.append(loss)
+        collected.append(reported)
+        if gradients.wanted:
+            dz_CV = problem.backend.backward(state, coefs)
+            gradients.add(dz_CV, hidden_CD, lo, hi)
+    fields = {
+        name: problem.restore(torch.cat([chunk[name] for chunk in collected]))
+        for name in collected[0]
+    }
+    return torch.stack(losses).sum(), TokenStats(fields)
+
+
+def _weigh(
+    problem: Problem, loss_fn: LossFn, stats: dict[str, Tensor], lo: int, hi: int
+) -> tuple[Tensor, dict[str, Tensor], TokenStats]:
+    """Run the caller's function on the chunk's statistics: its sum, and one coefficient per token
+    and statistic.
+    """
+    leaves = {
+        name: value.detach().requires_grad_(name in DIFFERENTIABLE) for name, value in stats.items()
+    }
+    tok = problem.tokens(lo, hi)
+    with torch.enable_grad():
+        seen = problem.user_stats(leaves)
+        loss_C = loss_fn(seen, tok)
+        _check_shape(loss_C, hi - lo)
+        total = loss_C.sum(dtype=problem.spec.compute_dtype)
+    if problem.check:
+        if lo == 0:
+            _check_token_by_token(loss_fn, seen, tok, loss_C.detach())
+        _check_finite(problem, loss_C.detach(), seen, lo)
+    sources = [name for name, leaf in leaves.items() if leaf.requires_grad]
+    found: tuple[Tensor | None, ...] = (None,) * len(sources)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, [leaves[name] for name in sources], allow_unused=True)
+    coefs = {name: grad for name, grad in zip(sources, found, strict=True) if grad is not None}
+    if problem.check:
+        _check_coefficients(problem, coefs, lo)
+    return total.detach(), coefs, seen.map(Tensor.detach)
+
+
+class _Attach(torch.autograd.Function):
+    """Hands gradients that already exist to autograd, times the upstream scalar."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        loss: Tensor,
+        parts: tuple[Tensor | None, ...],
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        ctx.parts = parts
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        parts = ctx.parts
+        if parts is None:
+            raise RuntimeError(
+                "token_loss: backward a second time; call the first with retain_graph=True"
+            )
+        if graph_is_kept():
+            scaled = [None if part is None else part * upstream.to(part.dtype) for part in parts]
+        else:
+            # The graph is freed: scale in place, so that a [V, D] gradient exists once.
+            ctx.parts = None
+            scaled = [
+                None if part is None else part.mul_(upstream.to(part.dtype)) for part in parts
+            ]
+        return (None, None, *scaled)
+
+
+# --- checks of the caller's function --------------------------------------------------------------
+
+
+def _check_shape(loss_C: Any, tokens: int) -> None:
+    if not isinstance(loss_C, Tensor):
+        raise TypeError(
+            f"loss_fn: expected a tensor [C], one loss per token, got {type(loss_C).__name__}"
+        )
+    if loss_C.shape != (tokens,):
+        raise ValueError(
+            f"loss_fn: expected shape [{tokens}] (one loss per token of the chunk), got "
+            f"{list(loss_C.shape)}; "
+            "do not reduce: the sum over tokens is taken for you"
+        )
+    if not loss_C.is_floating_point():
+        raise TypeError(f"loss_fn: expected a floating dtype, got {loss_C.dtype}")
+
+
+def _check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, loss_C: Tensor) -> None:
+    """Evaluate on two parts: a loss that mixes tokens (a mean, a maximum, a quantile) comes out
+    differently.
+    """
+    tokens = loss_C.shape[0]
+    if tokens < 2:
+        return
+    middle = (tokens + 1) // 2
+    halves = [
+        loss_fn(seen.slice(lo, hi), tok.slice(lo, hi)) for lo, hi in ((0, middle), (middle, tokens))
+    ]
+    apart_C = torch.cat(halves) if all(half.dim() == 1 for half in halves) else torch.empty(0)
+    # Vector and scalar code of one function may differ in the last bits; mixing tokens differs in
+    # the first ones.
+    if apart_C.shape != loss_C.shape or not torch.allclose(
+        apart_C, loss_C, rtol=1e-4, atol=1e-6, equal_nan=True
+    ):
+        raise ValueError(
+            "loss_fn: the loss of a token depends on the other tokens of its chunk (two halves "
+            "evaluated apart give "
+            "other values). It must act token by token; compute means, maxima and quantiles "
+            "before and pass them in "
+            "tokens="
+        )
+
+
+def _check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) -> None:
+    bad = (~torch.isfinite(loss_C)).nonzero()
+    if not bad.numel():
+        return
+    row = int(bad[0])
+    causes = [
+        name
+        for name, value in seen.items()
+        if value.is_floating_point() and not torch.isfinite(value[row]).all()
+    ]
+    where = list(problem.position(lo + row))
+    raise ValueError(
+        f"loss_fn: the loss of token {where} is {float(loss_C[row])}; statistics of it that are "
+        "not finite: "
+        f"{', '.join(causes) or 'none, so it arises in loss_fn or in tokens='}"
+    )
+
+
+def _check_coefficients(problem: Problem, coefs: dict[str, Tensor], lo: int) -> None:
+    for name, coef in coefs.items():
+        if not torch.isfinite(coef).all():
+            row = int((~torch.isfinite(coef.reshape(coef.shape[0], -1)).all(-1)).nonzero()[0])
+            where = list(problem.position(lo + row))
+            raise ValueError(
+                f"loss_fn: the derivative of the loss of token {where} by s.{name} is not finite, "
+                "though the loss itself is"
+            )

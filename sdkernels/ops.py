@@ -1,0 +1,163 @@
+"""Named shortcuts: the two per-token quantities most trainers want, with gradients.
+
+Shape letters: T tokens (any leading shape), V vocabulary, D hidden.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.heads import LMHead
+from sdkernels.engine.stats import Tokens, TokenStats
+from sdkernels.engine.teachers import Teacher, TopKTeacher
+from sdkernels.engine.token_loss import token_loss
+from sdkernels.engine.token_stats import run_token_stats
+
+DIVERGENCES = ("kl_teacher_student", "kl_student_teacher", "jsd")
+REDUCTIONS = ("none", "sum", "mean")
+
+_UNUSED: dict[str, Any] = {
+    "teacher": None,
+    "tokens": None,
+    "jsd_beta": None,
+    "entry_clip": None,
+    "topk": None,
+    "topk_of": "student",
+    "slab_dtype": "float32",
+}
+
+
+def linear_logprob(
+    hidden: Tensor,
+    head: LMHead | Tensor,
+    targets: Tensor,
+    *,
+    with_entropy: bool = False,
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    chunk_bytes: int | None = None,
+    backend: str = "auto",
+    debug: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """log softmax(hidden @ weight.T)[targets] for each token, and the entropy of the softmax, both
+    differentiable.
+
+    Args:
+        hidden: `[..., D]`.
+        head: `LMHead` or weight `[V, D]`.
+        targets: `[...]` ids, or `[..., K]`.
+        with_entropy: also return the entropy.
+        mask, temperature, chunk_bytes, backend, debug: as in `token_loss`.
+
+    Returns:
+        `logp` with the shape of `targets`, in nats; with `with_entropy` the pair `(logp, entropy)`.
+        Masked tokens: 0.
+    """
+    stats = run_token_stats(
+        hidden,
+        head,
+        only=None if with_entropy else "logp",
+        mask=mask,
+        gate=None,
+        **_UNUSED,
+        targets=targets,
+        temperature=temperature,
+        teacher_temperature=None,
+        chunk_bytes=chunk_bytes,
+        backend=backend,
+        debug=debug,
+    )
+    return (stats.logp, stats.entropy) if with_entropy else stats.logp
+
+
+def linear_divergence(
+    hidden: Tensor,
+    head: LMHead | Tensor,
+    teacher: Teacher,
+    divergence: str = "kl_teacher_student",
+    *,
+    beta: float = 0.5,
+    weights: Tensor | None = None,
+    reduction: str = "none",
+    mask: Tensor | None = None,
+    temperature: float = 1.0,
+    teacher_temperature: float | None = None,
+    chunk_bytes: int | None = None,
+    backend: str = "auto",
+    debug: bool = False,
+) -> Tensor:
+    """Divergence between student and teacher over the full vocabulary, for each token or reduced.
+
+    Args:
+        hidden: `[..., D]` student hidden states.
+        head: the student's `LMHead` or weight `[V, D]`.
+        teacher: `HiddenTeacher`, `LogitsTeacher` or `TopKTeacher`.
+        divergence: "kl_teacher_student" = KL(T||S), "kl_student_teacher" = KL(S||T), or "jsd" =
+            beta KL(T||M) + (1 - beta) KL(S||M) with M = beta T + (1 - beta) S.
+        beta: the teacher's share in "jsd", strictly between 0 and 1; unused otherwise.
+        weights: `[...]` constants, may be negative; the result is weights * divergence.
+        reduction: "none" gives `[...]`; "sum" and "mean" (over the tokens that the mask leaves; 0
+            for none) a scalar, with the gradient formed in the forward pass (nothing is
+            recomputed).
+        mask, temperature, teacher_temperature, chunk_bytes, backend, debug: as in `token_loss`.
+
+    Raises:
+        ValueError: unknown divergence or reduction, beta out of range, or any error of
+            `token_loss`.
+    """
+    if divergence not in DIVERGENCES:
+        raise ValueError(
+            f"divergence={divergence!r}: accepted are {', '.join(map(repr, DIVERGENCES))}"
+        )
+    if reduction not in REDUCTIONS:
+        raise ValueError(
+            f"reduction={reduction!r}: accepted are {', '.join(map(repr, REDUCTIONS))}"
+        )
+    if teacher is None:
+        raise TypeError("teacher: expected a HiddenTeacher, LogitsTeacher or TopKTeacher, got None")
+    shared: dict[str, Any] = {
+        "teacher": teacher,
+        "mask": mask,
+        "temperature": temperature,
+        "teacher_temperature": teacher_temperature,
+        "jsd_beta": beta if divergence == "jsd" else None,
+        "chunk_bytes": chunk_bytes,
+        "backend": backend,
+        "debug": debug,
+    }
+    if reduction == "none":
+        stats = run_token_stats(
+            hidden,
+            head,
+            # A top-k teacher's divergences are made of several log-probs, not of one row per token.
+            only=None if isinstance(teacher, TopKTeacher) else divergence,
+            gate=None,
+            **{**_UNUSED, "targets": None, **shared},
+        )
+        value = stats[divergence]
+        if weights is None:
+            return value
+        _check_weights(weights, value.shape)
+        return value * weights
+    if weights is not None:
+        _check_weights(weights, hidden.shape[:-1])
+
+    def loss_fn(s: TokenStats, tok: Tokens) -> Tensor:
+        return s[divergence] if weights is None else tok.weights * s[divergence]
+
+    loss, _ = token_loss(
+        hidden, head, loss_fn, tokens=None if weights is None else {"weights": weights}, **shared
+    )
+    if reduction == "sum":
+        return loss
+    count = hidden.shape[:-1].numel() if mask is None else mask.sum()
+    return loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
+
+
+def _check_weights(weights: Tensor, shape: torch.Size) -> None:
+    if not isinstance(weights, Tensor) or weights.shape != shape:
+        came = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+        raise ValueError(f"weights: expected a tensor of shape {list(shape)}, got {came}")

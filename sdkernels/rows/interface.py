@@ -1,0 +1,84 @@
+"""What the engine asks of a row backend, and what a backend gives back.
+
+A backend works on the logits of one chunk of tokens. `forward` reads the slabs and returns
+per-token statistics; `backward` writes the gradient with respect to the student's raw logits (the
+output of the matrix product, before bias, scale, softcap and temperature) over the student's slab.
+Everything between the two is the backend's business.
+
+Shape letters: C tokens of the chunk, V vocabulary, K chosen or top-k ids per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Side:
+    """Raw logits of one model for one chunk, and the transforms that turn them into the logits of
+    the loss.
+
+    The order of the transforms is bias, scale, softcap, temperature: `softcap * tanh((raw + bias) *
+    scale / softcap) / temperature`. `owned` slabs may be overwritten by the backend; a user's
+    tensor may not.
+    """
+
+    raw_CV: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    temperature: float = 1.0
+    owned: bool = True
+
+
+@dataclass(frozen=True)
+class RowSpec:
+    """Statistics asked for beyond the one-pass ones, and the dtype they are computed in."""
+
+    compute_dtype: torch.dtype
+    jsd_beta: float | None = None
+    entry_clip: float | None = None
+    topk: int | None = None
+    topk_of: str = "student"
+
+
+class RowState(Protocol):
+    """Opaque to the engine: what a backend keeps between `forward` and `backward` of one chunk."""
+
+
+class RowBackend(Protocol):
+    """The two passes over the logits of a chunk."""
+
+    name: str
+
+    def forward(
+        self,
+        student: Side,
+        teacher: Side | None,
+        chosen_CK: Tensor | None,
+        support_CK: Tensor | None,
+        spec: RowSpec,
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Per-token statistics (keys: fields of `TokenStats`) and the state that `backward` needs.
+
+        `chosen_CK` are the ids whose log-probs are asked for (`logp`, `[C, K]`); `support_CK` is a
+        given top-k support (of a served teacher), None when `spec.topk` says to find it.
+        """
+        ...
+
+    def backward(self, state: Any, coefs: dict[str, Tensor]) -> Tensor:
+        """Sum over statistics of coefficient times gradient with respect to the raw student logits,
+        `[C, V]`.
+
+        `coefs[name]` has the shape of the statistic. The result may share memory with the student's
+        slab.
+        """
+        ...
+
+    def scratch_bytes(self, vocab: int, compute_dtype: torch.dtype) -> int:
+        """Temporary memory of both passes, in bytes, whatever the number of tokens of the chunk."""
+        ...
