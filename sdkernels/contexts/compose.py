@@ -69,8 +69,12 @@ def compose(
 
 def without_special_tokens(text: str, tokenizer: Any) -> str:
     """`text` without the tokenizer's control tokens, which would end the user turn early."""
-    for token in getattr(tokenizer, "all_special_tokens", None) or ():
-        text = text.replace(token, "")
+    tokens = [token for token in getattr(tokenizer, "all_special_tokens", None) or () if token]
+    before = None
+    while before != text:  # again, because taking one out can join the halves of another
+        before = text
+        for token in tokens:
+            text = text.replace(token, "")
     return text
 
 

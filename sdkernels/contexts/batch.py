@@ -1,0 +1,155 @@
+"""Building the teacher prompts of a whole batch, and checking a data set before training."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sdkernels.contexts.compose import count_tokens
+from sdkernels.contexts.types import Context, Example, Message, Rollout, Services
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ROWS = 5
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A critic that has answered already, so that the builder asks nothing twice."""
+
+    critiques: dict[int, str | None]
+
+    def critique(self, pairs: Sequence[tuple[Example, Rollout]]) -> list[str | None]:
+        return [self.critiques[id(rollout)] for _, rollout in pairs]
+
+
+def build_batch(
+    context: Context,
+    examples: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    services: Services | None = None,
+) -> list[list[Message] | None]:
+    """The teacher's messages of every rollout, None where it gets no signal.
+
+    `examples[i]` is the problem of `rollouts[i]`; rollouts with the same `example_id` are a group.
+    A context that asks a critic asks it once for the whole batch.
+    """
+    if len(examples) != len(rollouts):
+        raise ValueError(
+            f"examples and rollouts must be as long as each other, "
+            f"got {len(examples)} and {len(rollouts)}"
+        )
+    services = services or Services()
+    groups: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.example_id].append(rollout)
+    if context.generates and services.critic is not None:
+        critiques = services.critic.critique(list(zip(examples, rollouts, strict=True)))
+        answers = dict(zip(map(id, rollouts), critiques, strict=True))
+        # `replace` keeps the same `counts`, so that the caller sees what is counted.
+        services = replace(services, critic=_Answered(answers))
+    return [
+        context(example, rollout, groups[rollout.example_id], services)
+        for example, rollout in zip(examples, rollouts, strict=True)
+    ]
+
+
+def validate(
+    examples: Sequence[Example],
+    context: Context,
+    *,
+    services: Services | None = None,
+    strict: bool = True,
+) -> list[str]:
+    """Check before training that the examples have what `context` needs, and that it fits.
+
+    Returns the problems, one line each. With `strict` any problem raises; without it they are
+    logged, and rows without the field then get weight 0, too long texts are cut visibly.
+
+    Raises:
+        ValueError: no example at all, a critic that is needed and not given, and with `strict`
+            any row that lacks a needed field or whose text is over `services.max_context_tokens`.
+    """
+    services = services or Services()
+    if not examples:
+        raise ValueError("the data set is empty: there is no example to train on")
+    if context.generates and services.critic is None:
+        raise ValueError(
+            f"context {context.name!r} needs a critic: a local model (LocalCritic) or the url of "
+            f"a server (ServerCritic)"
+        )
+    problems = _missing_fields(examples, context)
+    if context.needs and not context.generates:
+        problems += _unusable_texts(examples, context, services)
+    if problems and strict:
+        raise ValueError("\n".join(problems))
+    for problem in problems:
+        logger.warning("%s", problem)
+    return problems
+
+
+def _missing_fields(examples: Sequence[Example], context: Context) -> list[str]:
+    rows: dict[str, list[str]] = defaultdict(list)
+    for number, example in enumerate(examples, start=1):
+        for need in context.missing(example):
+            rows[need].append(_row(number, example))
+    return [
+        f"context {context.name!r} needs {_field(need)}, which {_share(found, examples)} lack: "
+        f"{_listing(found)}. Add it, leave these rows out, or choose a context without it."
+        for need, found in rows.items()
+    ]
+
+
+def _unusable_texts(examples: Sequence[Example], context: Context, services: Services) -> list[str]:
+    """Rows whose field is there, but leaves nothing to show, or too much."""
+    empty: list[str] = []
+    long: list[str] = []
+    limit = services.max_context_tokens
+    if limit is not None and services.tokenizer is None:
+        raise ValueError("max_context_tokens needs a tokenizer: pass Services(tokenizer=...)")
+    for number, example in enumerate(examples, start=1):
+        if context.missing(example):
+            continue
+        nothing = Rollout(example_id=example.id, index=0, text="", token_ids=[])
+        privileged = context.build(example, nothing, [], services, **context.settings)
+        if privileged is None:
+            empty.append(_row(number, example))
+        elif limit is not None:
+            tokens = sum(
+                count_tokens(part.text, services.tokenizer) for part in privileged.sections
+            )
+            if tokens > limit:
+                long.append(f"{_row(number, example)}, {tokens} tokens")
+    fields = " and ".join(_field(need) for need in context.needs)
+    problems = []
+    if empty:
+        problems.append(
+            f"context {context.name!r} finds nothing to show in {fields} of "
+            f"{_share(empty, examples)} ({context.on_empty}): {_listing(empty)}."
+        )
+    if long:
+        problems.append(
+            f"context {context.name!r}: {fields} of {_share(long, examples)} is longer than the "
+            f"context limit of {limit} tokens: {_listing(long)}. Raise max_context_tokens, shorten "
+            f"or leave out these rows, or allow cutting (strict=False)."
+        )
+    return problems
+
+
+def _field(need: str) -> str:
+    return " or ".join(f"`{name}`" for name in need.split("|"))
+
+
+def _row(number: int, example: Example) -> str:
+    return f"{example.metadata.get('row') or f'example {number}'} (id {example.id!r})"
+
+
+def _share(found: Sequence[str], examples: Sequence[Example]) -> str:
+    return f"{len(found)} of {len(examples)} examples"
+
+
+def _listing(found: Sequence[str]) -> str:
+    more = len(found) - SHOWN_ROWS
+    return "; ".join(found[:SHOWN_ROWS]) + (f"; and {more} more" if more > 0 else "")

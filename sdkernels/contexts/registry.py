@@ -1,0 +1,89 @@
+"""Contexts by name, with settings checked against the builder's signature."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from sdkernels.contexts.types import Builder, Context
+
+_REGISTRY: dict[str, Context] = {}
+
+
+def register(
+    name: str, *, summary: str, source: str, **record: Any
+) -> Callable[[Builder], Builder]:
+    """Add a builder to the registry under `name`.
+
+    The builder is called as `build(example, rollout, group, services, **settings)` and returns a
+    `Privileged` or None. Its keyword-only parameters are the settings of the context, with their
+    defaults; their annotation, a `Literal`, a plain type or a union of plain types, says what they
+    accept. `record` are further fields of `Context`.
+    """
+    if name in _REGISTRY:
+        raise ValueError(f"context {name!r} is registered already")
+
+    def add(build: Builder) -> Builder:
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in inspect.signature(build).parameters.values()
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        }
+        _REGISTRY[name] = Context(
+            name=name, summary=summary, source=source, build=build, settings=defaults, **record
+        )
+        return build
+
+    return add
+
+
+def get(name: str, **settings: Any) -> Context:
+    """The context called `name`, with some of its settings changed.
+
+    Raises:
+        ValueError: unknown name or setting (with the nearest known ones), or a value that the
+            setting does not accept.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(_unknown("context", name, _REGISTRY))
+    context = _REGISTRY[name]
+    hints = get_type_hints(context.build) if settings else {}
+    for key, value in settings.items():
+        if key not in context.settings:
+            raise ValueError(_unknown(f"setting of context {name!r}", key, context.settings))
+        _check_setting(name, key, value, hints[key])
+    return replace(context, settings={**context.settings, **settings})
+
+
+def names() -> list[str]:
+    """Names of all contexts, in the order in which they are documented."""
+    return list(_REGISTRY)
+
+
+def table() -> list[dict[str, Any]]:
+    """One record per context: everything but the builder, for listings."""
+    columns = [key for key in Context.__dataclass_fields__ if key != "build"]
+    return [{key: getattr(context, key) for key in columns} for context in _REGISTRY.values()]
+
+
+def _check_setting(context: str, key: str, value: Any, hint: Any) -> None:
+    # By exact type, so that True is no 1 and a quoted "false" no bool.
+    if get_origin(hint) is Literal:
+        good = any(value == item and type(value) is type(item) for item in get_args(hint))
+        wanted = " or ".join(map(repr, get_args(hint)))
+    else:
+        types = get_args(hint) or (hint,)
+        good = type(value) in types
+        wanted = "of type " + " or ".join(item.__name__ for item in types)
+    if not good:
+        raise ValueError(f"context {context!r}: {key} must be {wanted}, got {value!r}")
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known)
+    guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    return f"unknown {what}: {name!r}.{guess} Known: {', '.join(known) or 'none'}."
