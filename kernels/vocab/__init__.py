@@ -10,7 +10,4 @@ __all__ = ["unavailable_reason"]
 
 def unavailable_reason() -> str | None:
     """Why the Triton backend can't run here, in one line; `None` would mean that it can."""
-    return (
-        "this version of sdkernels ships no Triton kernel yet (`sdkernels.kernels` is a "
-        'placeholder): use backend="torch", which is what backend="auto" chooses'
-    )
+    return "this version of sdkernels ships no Triton kernel yet"
