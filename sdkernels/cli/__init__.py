@@ -1,0 +1,81 @@
+"""The command line: `sdkernels COMMAND ...`. Each command is a module with `add_arguments` and
+`run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from sdkernels._version import __version__
+
+COMMANDS = {
+    "demo": "train the embedded SmolLM2 under six conditions and write a report",
+    "train": "train a model by self-distillation (YAML file and flags)",
+    "eval": "accuracy, length, markers and entropy of a model on a problem set",
+    "report": "build report.html, plots and summary.json from run folders",
+    "contexts": "list what a teacher can be shown; render one on a sample",
+    "recipes": "list the losses with their settings and sources",
+    "env": "versions, devices, and which backend runs and why",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status (0 done, 1 the run stopped, 2 wrong input, 130
+    interrupted).
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="sdkernels",
+        description="Losses for post-training language models over the exact full vocabulary.",
+        epilog="`sdkernels COMMAND --help` explains a command. SDKERNELS_TRACEBACK=1 shows tracebacks.",
+    )
+    parser.add_argument("--version", action="version", version=f"sdkernels {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        # The command's module is imported (and with it transformers) only when it is the one asked
+        # for.
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            add_help=name != "train",
+            allow_abbrev=False,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        if arguments[:1] == [name]:
+            module = importlib.import_module(f"sdkernels.cli.{name}_command")
+            module.add_arguments(sub)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command != "train":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return _run(options, rest)
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    module = importlib.import_module(f"sdkernels.cli.{options.command}_command")
+    try:
+        status = module.run(options, rest)
+    except KeyboardInterrupt:
+        print("sdkernels: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if os.environ.get("SDKERNELS_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        print(f"sdkernels {options.command}: {message or type(error).__name__}", file=sys.stderr)
+        return _exit_status(error)
+    return int(status or 0)
+
+
+def _exit_status(error: Exception) -> int:
+    """128 + signal for a run that was told to stop, 2 for wrong input, 1 for everything else."""
+    signal_number = getattr(error, "signal_number", None)
+    if signal_number is not None:
+        return 128 + int(signal_number)
+    return 2 if isinstance(error, (ValueError, TypeError)) else 1

@@ -1,0 +1,7 @@
+"""`python -m sdkernels.cli`."""
+
+import sys
+
+from sdkernels.cli import main
+
+sys.exit(main())

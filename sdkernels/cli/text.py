@@ -1,0 +1,53 @@
+"""Plain-text layout for listings, and parsing of KEY=VALUE settings."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+
+def columns(rows: Sequence[tuple[str, str]]) -> str:
+    """Name and text, the text wrapped to the terminal and aligned."""
+    left = max(len(name) for name, _ in rows) + 2
+    width = max(40, shutil.get_terminal_size((100, 20)).columns - left)
+    lines = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(" ".join(text.split()), width) or [""]
+        lines.append(name.ljust(left) + wrapped[0])
+        lines += [" " * left + line for line in wrapped[1:]]
+    return "\n".join(lines)
+
+
+def record(fields: Mapping[str, Any]) -> str:
+    """One field a line; mappings and lists are spelt out, nothing is shown as a Python object."""
+    return columns([(key.replace("_", " "), _shown(value)) for key, value in fields.items()])
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """`key=value` pairs; values are read as YAML, so that numbers, true and null are what they look
+    like.
+
+    Raises:
+        ValueError: a pair without `=`.
+    """
+    settings = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set {pair!r}: expected KEY=VALUE")
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_shown(item)}" for key, item in value.items()) or "none"
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return ", ".join(_shown(item) for item in value) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
