@@ -25,8 +25,10 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status (0 done, 1 the run stopped, 2 wrong input, 130
-    interrupted).
+    """Run one command.
+
+    Returns:
+        Exit status: 0 done, 1 the run stopped, 2 wrong input, 128 + signal when interrupted.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
