@@ -40,7 +40,7 @@ setup(
     description="Per-token losses over the exact full vocabulary, with no [tokens, vocab] tensor",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
     # kernels/ has no __init__.py: a top-level package called `kernels` would shadow Hugging Face's.
