@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="sdkernels",
         description="Losses for post-training language models over the exact full vocabulary.",
-        epilog="`sdkernels COMMAND --help` explains a command; SDKERNELS_TRACEBACK=1 shows tracebacks",
+        epilog="`sdkernels COMMAND --help` explains one; SDKERNELS_TRACEBACK=1 shows tracebacks",
     )
     parser.add_argument("--version", action="version", version=f"sdkernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
