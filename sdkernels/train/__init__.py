@@ -1,0 +1,1 @@
+"""Data, verification, evaluation and the self-distillation trainer."""
