@@ -1,0 +1,33 @@
+"""Recipes: published losses as short per-token functions, with their defaults and sources.
+
+recipe = sd.recipes.get("opsd", entry_clip=None)
+loss, stats = sd.token_loss(hidden, head, recipe.loss_fn, targets=ids, teacher=teacher,
+                            tokens={"weight": sd.recipes.aggregate(mask_BL)}, **recipe.engine)
+"""
+
+# Importing a recipe's module is what registers it.
+from sdkernels.gates import gap_scale
+from sdkernels.recipes import dasd, distill_sampled, gkd, grpo, nll, opsd, sdft, sdpo
+from sdkernels.recipes.inputs import aggregate, group_advantages, skip_first_tokens
+from sdkernels.recipes.registry import Recipe, get, names, register, table
+
+__all__ = [
+    "Recipe",
+    "aggregate",
+    "gap_scale",
+    "get",
+    "group_advantages",
+    "names",
+    "register",
+    "skip_first_tokens",
+    "table",
+    # the modules of the recipes
+    "dasd",
+    "distill_sampled",
+    "gkd",
+    "grpo",
+    "nll",
+    "opsd",
+    "sdft",
+    "sdpo",
+]

@@ -1,0 +1,203 @@
+"""The registry: a recipe is a per-token loss function, its defaults and its source, nothing else.
+
+What all recipes share is done here once: the product with `tok.weight`, the check that the
+per-token inputs are there, the detaching of those inputs, and the shielding of tokens whose weight
+is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.stats import DIFFERENTIABLE
+from sdkernels.recipes.settings import Setting, resolve, unknown
+
+LossFn = Callable[[Any, Any], Tensor]
+
+# What a recipe may need from a trainer. `old_logp` is used where it is given; a recipe that lists
+# it takes its absence to mean that the rollouts come from the current policy.
+NEEDS = ("teacher", "rewards", "group", "old_logp", "gate")
+
+HOW_TO_MAKE = {
+    "weight": "sd.recipes.aggregate(mask_BL, ...)",
+    "adv": "sd.recipes.group_advantages(rewards), one value repeated over the tokens of a sequence",
+    "success": "1 where the sequence was verified correct, else 0",
+    "gap_scale": "sd.recipes.gap_scale(teacher_logp_BL - logp_BL, mask_BL)",
+}
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a recipe's factory returns: the loss of one configuration and what it has to be fed.
+
+    Attributes:
+        per_token: `(s, tok) -> [C]`, not yet weighted.
+        needs: subset of `NEEDS`.
+        inputs: the per-token tensors it reads besides `weight` and the optional `old_logp`.
+        engine: the keywords that `token_loss` needs for the statistics it reads.
+    """
+
+    per_token: LossFn
+    needs: frozenset[str] = frozenset()
+    inputs: frozenset[str] = frozenset()
+    engine: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One configured recipe, made by `get`.
+
+    Attributes:
+        name: what `get` knows it by.
+        loss_fn: `(s, tok) -> [C]` for `token_loss`, already multiplied by `tok.weight`.
+        engine: keywords for `token_loss`, such as `{"jsd_beta": 0.5}`.
+        needs: what a trainer must provide, a subset of `NEEDS`.
+        inputs: the names that must be in `tokens=`; `old_logp` is used where it is there.
+        config: the settings in force; None for one that has no effect in this configuration.
+        defaults: the settings' defaults.
+        summary: one line.
+        source: where the formula and the defaults come from.
+    """
+
+    name: str
+    loss_fn: LossFn
+    engine: dict[str, Any]
+    needs: frozenset[str]
+    inputs: frozenset[str]
+    config: dict[str, Any]
+    defaults: dict[str, Any]
+    summary: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    factory: Callable[..., Body]
+    settings: Mapping[str, Setting]
+    summary: str
+    source: str
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return {name: setting.default for name, setting in self.settings.items()}
+
+
+_REGISTRY: dict[str, _Entry] = {}
+
+
+def register(
+    name: str, *, summary: str, source: str, settings: Mapping[str, Setting] | None = None
+) -> Callable[[Callable[..., Body]], Callable[..., Body]]:
+    """Decorator that enters a factory `(**settings) -> Body` under `name`."""
+
+    def enter(factory: Callable[..., Body]) -> Callable[..., Body]:
+        if name in _REGISTRY:
+            raise ValueError(f"recipe {name!r} is registered twice")
+        _REGISTRY[name] = _Entry(factory, dict(settings or {}), summary, source)
+        return factory
+
+    return enter
+
+
+def get(name: str, **cfg: Any) -> Recipe:
+    """The recipe `name` with its defaults overridden by `cfg`.
+
+    Raises:
+        ValueError: an unknown name or setting (the message gives the nearest known ones), or a
+            value that the setting does not accept or that has no effect in this configuration.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(unknown("recipe", name, _REGISTRY))
+    entry = _REGISTRY[name]
+    config = resolve(name, entry.settings, cfg)
+    body = entry.factory(**config)
+    inputs = body.inputs | {"weight"}
+    return Recipe(
+        name=name,
+        loss_fn=_weighted(name, body.per_token, inputs),
+        engine=dict(body.engine),
+        needs=body.needs,
+        inputs=inputs,
+        config=config,
+        defaults=entry.defaults,
+        summary=entry.summary,
+        source=entry.source,
+    )
+
+
+def names() -> list[str]:
+    """All recipe names, sorted."""
+    return sorted(_REGISTRY)
+
+
+def table() -> list[dict[str, Any]]:
+    """One row a recipe for `sdkernels recipes`.
+
+    Keys: `name`, `summary`, `source`, `needs`, `inputs`, and `settings`, a list of `name`,
+    `default`, `accepts` and `doc` (meaning and unit).
+    """
+    rows = []
+    for name in names():
+        entry = _REGISTRY[name]
+        recipe = get(name)
+        rows.append(
+            {
+                "name": name,
+                "summary": entry.summary,
+                "needs": [need for need in NEEDS if need in recipe.needs],
+                "inputs": sorted(recipe.inputs),
+                "settings": [
+                    {"name": key, "default": s.default, "accepts": s.accepted, "doc": s.doc}
+                    for key, s in entry.settings.items()
+                ],
+                "source": entry.source,
+            }
+        )
+    return rows
+
+
+def _weighted(name: str, per_token: LossFn, inputs: frozenset[str]) -> LossFn:
+    def loss_fn(s: Any, tok: Any) -> Tensor:
+        missing = [key for key in sorted(inputs) if not hasattr(tok, key)]
+        if missing:
+            how = "; ".join(f"{key}: {HOW_TO_MAKE[key]}" for key in missing if key in HOW_TO_MAKE)
+            raise ValueError(
+                f"recipe {name!r} needs tokens[{missing[0]!r}]"
+                + (f" (missing: {', '.join(missing)})" if len(missing) > 1 else "")
+                + (f". {how}" if how else "")
+            )
+        weight_C = tok.weight.detach()
+        keep_C = weight_C != 0
+        stats = _Shielded(s, keep_C, fill=0, live=DIFFERENTIABLE)
+        loss_C = per_token(stats, _Shielded(tok, keep_C, fill=1))
+        return weight_C * loss_C
+
+    return loss_fn
+
+
+class _Shielded:
+    """Statistics or inputs in which tokens of weight 0 hold `fill` and get no gradient.
+
+    Only the names in `live` get a gradient at all: the teacher and the inputs are constants.
+
+    Padding may hold anything, NaN included, and 0 * NaN is NaN in the value and in the gradient; so
+    a masked token must be replaced before the arithmetic, not multiplied away after it. 0 is a
+    legal log-prob, entropy and divergence, and 1 a legal scale.
+    """
+
+    def __init__(
+        self, source: Any, keep_C: Tensor, *, fill: int, live: tuple[str, ...] = ()
+    ) -> None:
+        self._source, self._keep_C, self._fill, self._live = source, keep_C, fill, live
+
+    def __getattr__(self, name: str) -> Tensor:
+        value: Tensor = getattr(self._source, name)
+        if name not in self._live:
+            value = value.detach()
+        drop = ~self._keep_C.reshape(self._keep_C.shape + (1,) * (value.dim() - self._keep_C.dim()))
+        return torch.masked_fill(value, drop, self._fill)

@@ -1,0 +1,238 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from recipes.world import (
+    World,
+    check,
+    make_world,
+    run_engine,
+    run_plain,
+    surrogate,
+    teacher_is_student,
+    two_way_world,
+)
+from torch import Tensor
+
+import sdkernels as sd
+from sdkernels import gates, recipes
+from sdkernels.engine.stats import Tokens
+
+DASD = {"push_min_prob": 0.0}
+
+
+def entropy(world: World) -> Tensor:
+    log_s = world.student_logp().detach()
+    return -(log_s.exp() * log_s).sum(-1)
+
+
+def direction(world: World) -> Tensor:
+    return ((world.tokens["tau"] - entropy(world)) / world.tokens["sigma"]).tanh()
+
+
+def gap(world: World) -> Tensor:
+    """log T - log S of the sampled token, a constant."""
+    return (world.at_y(world.teacher_logp()) - world.at_y(world.student_logp())).detach()
+
+
+def advantage(world: World, beta: float = 0.2, clip: float = 5.0, w: Any = None) -> Tensor:
+    """A_G + beta w sigmoid(|g| - 1) g, methods.md section 5."""
+    w = direction(world) if w is None else w
+    g = (gap(world) / world.tokens["gap_scale"]).clamp(-clip, clip)
+    return world.tokens["adv"] + beta * w * (1 / (1 + (1 - g.abs()).exp())) * g
+
+
+def advantage_form(world: World, **cfg: Any) -> Tensor:
+    return surrogate(world.having(adv=advantage(world, **cfg)))
+
+
+def test_advantage_form() -> None:
+    world = make_world()
+    assert (direction(world) > 0.1).any()
+    assert (direction(world) < -0.1).any()
+    check(recipes.get("dasd", **DASD), advantage_form, world)
+
+
+def test_its_weights_are_settings() -> None:
+    recipe = recipes.get("dasd", beta=0.5, gap_clip=1.5, **DASD)
+    check(recipe, lambda w: advantage_form(w, beta=0.5, clip=1.5), make_world())
+
+
+@pytest.mark.parametrize("verifier_weight", [0.0, 0.5])
+def test_the_verifier_can_be_weighed_down(verifier_weight: float) -> None:
+    def formula(world: World) -> Tensor:
+        return advantage_form(world.having(adv=verifier_weight * world.tokens["adv"]))
+
+    recipe = recipes.get("dasd", verifier_weight=verifier_weight, **DASD)
+    check(recipe, formula, make_world())
+
+
+def test_without_signal_it_is_grpo() -> None:
+    world = make_world()
+    expected = run_engine(recipes.get("grpo"), world)
+    torch.testing.assert_close(run_engine(recipes.get("dasd", beta=0.0), world), expected)
+    same = teacher_is_student(world)
+    torch.testing.assert_close(run_engine(recipes.get("dasd"), same), expected)
+
+
+@pytest.mark.parametrize("form", ["advantage", "full_vocab"])
+def test_step_0_without_verifier_is_exactly_0(form: str) -> None:
+    recipe = recipes.get("dasd", form=form, verifier_weight=0.0)
+    for part in run_engine(recipe, teacher_is_student(make_world())):
+        assert not part.any()
+
+
+def pull(log_s: Tensor, log_t: Tensor, alpha: float) -> Tensor:
+    s, t = log_s.exp(), log_t.exp()
+    if alpha == 0:
+        return (t * (log_t - log_s)).sum(-1)
+    if alpha == 1:
+        return (s * (log_s - log_t)).sum(-1)
+    return jsd(log_s, log_t, alpha)
+
+
+def jsd(log_s: Tensor, log_t: Tensor, alpha: float) -> Tensor:
+    s, t = log_s.exp(), log_t.exp()
+    log_m = (alpha * t + (1 - alpha) * s).log()
+    return (alpha * t * (log_t - log_m) + (1 - alpha) * s * (log_s - log_m)).sum(-1)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("cap", [math.log(2.0), 0.2])
+def test_full_vocabulary_form(alpha: float, cap: float) -> None:
+    """w D(S, T) where it pulls, w min(JSD, cap) where it pushes, next to the verifier's GRPO."""
+
+    def formula(world: World) -> Tensor:
+        log_s, log_t = world.student_logp(), world.teacher_logp()
+        w = direction(world)
+        attract = w.clamp(min=0) * pull(log_s, log_t, alpha)
+        even = alpha if 0 < alpha < 1 else 0.5
+        repel = w.clamp(max=0) * jsd(log_s, log_t, even).clamp(max=cap)
+        return surrogate(world) + 0.4 * (attract + repel)
+
+    recipe = recipes.get("dasd", form="full_vocab", beta=0.4, alpha=alpha, push_cap=cap, **DASD)
+    check(recipe, formula, make_world())
+
+
+@pytest.mark.parametrize("form", ["advantage", "full_vocab"])
+@pytest.mark.parametrize(("tau", "sign"), [(9.0, 1), (0.0, -1)])
+@pytest.mark.parametrize("teacher_p", [0.9, 0.1])
+def test_sure_tokens_go_to_the_teacher_and_unsure_ones_away(
+    form: str, tau: float, sign: int, teacher_p: float
+) -> None:
+    """A coin at p = .5: a threshold above its entropy pulls it to the teacher, one below pushes."""
+    recipe = recipes.get("dasd", form=form, verifier_weight=0.0)
+    world = two_way_world(0.5, teacher_p, tau=tau, sigma=0.5, gap_scale=1.0)
+    grad_VD = run_plain(recipe, world)[2]
+    towards_teacher = 1 if teacher_p > 0.5 else -1
+    assert (-grad_VD[0]).sign() == sign * towards_teacher
+
+
+def test_the_gate_of_the_engine_and_thresholds_in_tokens_agree() -> None:
+    world = make_world()
+    recipe = recipes.get("dasd")
+    tau, sigma = world.tokens["tau"], world.tokens["sigma"]
+    gated = run_engine(
+        recipe, world.without("tau", "sigma"), gate=gates.BoundGate("tanh", tau, sigma)
+    )
+    torch.testing.assert_close(gated, run_engine(recipe, world), rtol=0, atol=0)
+
+
+def test_with_an_adaptive_gate_through_the_engine() -> None:
+    world = make_world()
+    H = entropy(world)
+    tau = H.quantile(0.8)
+    sigma = (H - H.mean()).abs().mean() + 1e-6
+    expected = run_plain(recipes.get("dasd"), world.having(tau=tau + 0 * H, sigma=sigma + 0 * H))
+    got = run_engine(
+        recipes.get("dasd"), world.without("tau", "sigma"), gate=gates.DirectionAdaptive()
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_hard_gate_of_the_ablation() -> None:
+    world = make_world()
+    w = torch.where(entropy(world) <= 2.2, 1.0, -1.0)
+    expected = run_plain(recipes.get("dasd"), world.without("tau", "sigma"), direction=w)
+    got = run_engine(
+        recipes.get("dasd"), world.without("tau", "sigma"), gate=gates.EntropySign(2.2)
+    )
+    torch.testing.assert_close(got, expected)
+
+
+def test_the_teacher_moves_the_advantage_by_at_most_beta_times_the_clip() -> None:
+    """On-policy the gradient for log S is minus the advantage: read it off there."""
+    wild = make_world(sharpness=12.0).without("old_logp")
+    recipe = recipes.get("dasd", beta=0.3, gap_clip=4.0, **DASD)
+    logp = wild.at_y(wild.student_logp()).detach().requires_grad_()
+    stats = {"logp": logp, "teacher_logp": wild.at_y(wild.teacher_logp()), "entropy": entropy(wild)}
+    ones = wild.having(weight=torch.ones(12), gap_scale=torch.full((12,), 1e-6))
+    loss = recipe.loss_fn(sd.TokenStats(stats), Tokens(ones.tokens)).sum()
+    moved = -torch.autograd.grad(loss, logp)[0] - wild.tokens["adv"]
+    assert moved.abs().max() > 0.5
+    assert moved.abs().max() <= 0.3 * 4.0
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_a_push_never_gains_more_than_log_2(alpha: float) -> None:
+    """Pushing on -KL would be rewarded without limit as the student leaves the teacher."""
+    recipe = recipes.get(
+        "dasd", form="full_vocab", beta=1.0, verifier_weight=0.0, alpha=alpha, **DASD
+    )
+    for student_p in (0.5, 1e-3, 1e-9, 1e-30):
+        world = two_way_world(student_p, 1 - 1e-12, tau=0.0, sigma=1e-9)
+        assert run_plain(recipe, world)[0].item() >= -math.log(2.0)
+
+
+@pytest.mark.parametrize(("student_p", "teacher_p"), [(5e-5, 0.5), (0.5, 5e-5)])
+def test_rare_tokens_are_pulled_but_not_pushed(student_p: float, teacher_p: float) -> None:
+    recipe = recipes.get("dasd", verifier_weight=0.0)
+    unguarded = recipes.get("dasd", verifier_weight=0.0, push_min_prob=0.0)
+    for tau, guarded_moves in ((9.0, True), (-9.0, False)):
+        world = two_way_world(student_p, teacher_p, tau=tau, sigma=1.0, gap_scale=1.0)
+        assert bool(run_plain(unguarded, world)[2].any())
+        assert bool(run_plain(recipe, world)[2].any()) == guarded_moves
+
+
+@pytest.mark.parametrize(
+    ("adv", "success", "pushed"), [(0.0, 0.0, False), (0.0, 1.0, True), (-0.7, 0.0, True)]
+)
+def test_groups_that_all_failed_need_not_be_pushed(
+    adv: float, success: float, pushed: bool
+) -> None:
+    world = two_way_world(0.5, 0.9, tau=0.0, sigma=0.3, gap_scale=1.0, adv=adv, success=success)
+    free, guarded = recipes.get("dasd"), recipes.get("dasd", push_all_fail=False)
+    grpo = run_plain(recipes.get("grpo"), world)[2]
+    assert not torch.equal(run_plain(free, world)[2], grpo)
+    assert torch.equal(run_plain(guarded, world)[2], grpo) != pushed
+    assert guarded.inputs == free.inputs | {"success"}
+
+
+def test_a_token_of_sigma_0_has_no_direction() -> None:
+    world = two_way_world(0.5, 0.9, tau=0.0, sigma=0.0, gap_scale=1.0)
+    assert run_plain(recipes.get("dasd", verifier_weight=0.0), world)[0] == 0
+
+
+def test_what_it_needs() -> None:
+    dasd = recipes.get("dasd")
+    assert dasd.needs == {"teacher", "rewards", "group", "old_logp", "gate"}
+    assert dasd.inputs == {"weight", "adv", "gap_scale"}
+    assert dasd.engine == {}
+    distilled = recipes.get("dasd", form="full_vocab", verifier_weight=0)
+    assert distilled.needs == {"teacher", "old_logp", "gate"}
+    assert distilled.inputs == {"weight"}
+    assert distilled.engine == {"jsd_beta": 0.5}
+    assert recipes.get("dasd", form="full_vocab", alpha=0.3).engine == {"jsd_beta": 0.3}
+
+
+def test_settings_of_the_other_form_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"push_cap=0.1 has no effect with form='advantage'"):
+        recipes.get("dasd", push_cap=0.1)
+    with pytest.raises(ValueError, match=r"gap_clip=2.0 has no effect with form='full_vocab'"):
+        recipes.get("dasd", form="full_vocab", gap_clip=2.0)
+
+
+def test_gate_missing() -> None:
+    with pytest.raises(ValueError, match="gate="):
+        run_engine(recipes.get("dasd"), make_world().without("tau", "sigma"))
