@@ -47,7 +47,7 @@ class DiskCache:
         path = self._path(key)
         temporary = None
         try:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             # In the same folder: a rename is atomic only within a file system.
             handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
             with os.fdopen(handle, "w", encoding="utf-8") as file:

@@ -106,7 +106,7 @@ def fit(
         marker = f"[... cut here, {dropped} more tokens]"
         fitted[index] = replace(fitted[index], text=f"{text.rstrip()}\n{marker}".lstrip())
         excess -= dropped
-        logger.info("cut %d tokens of a %s", dropped, fitted[index].label)
+        logger.info("cut %d tokens off the end of the %s", dropped, fitted[index].label)
     return tuple(fitted), sum(lengths) > max_tokens
 
 
