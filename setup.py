@@ -31,6 +31,7 @@ DEV = [
     "pytest-xdist",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
+    "trl==1.16.0",
     "types-PyYAML",
 ]
 

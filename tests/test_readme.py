@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sdkernels.cli import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCUMENTS = [
@@ -37,6 +39,13 @@ def test_make_targets_exist() -> None:
     )
     assert {"demo", "test"} <= named
     assert named <= targets
+
+
+def test_commands_exist() -> None:
+    named = re.findall(
+        r"^(?:\.venv/bin/)?sdkernels ([a-z]+)", "\n".join(blocks("bash")), re.MULTILINE
+    )
+    assert set(named) <= set(COMMANDS)
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
