@@ -24,12 +24,11 @@ from torch import Tensor
 
 from sdkernels.rows.interface import RowSpec, Side
 
-# About 1.5 MB of float32 per buffer: a handful of them stay in a CPU's last-level cache (measured:
-# bench/README.md).
-BLOCK_ELEMENTS = 393_216
-# Block-sized buffers alive at once in the worst case (JSD and a copied teacher), for the byte
-# budget.
-BLOCK_BUFFERS = 8
+# 3 MiB of float32 a buffer, so that a handful stays in a CPU's last-level cache. Blocks half as big
+# cost the same on an idle machine, but twice the barriers between threads (docs/decisions.md).
+BLOCK_ELEMENTS = 786_432
+# Block-sized buffers alive at once in the worst case (JSD on copied logits), for the byte budget.
+BLOCK_BUFFERS = 12
 
 
 @dataclass
@@ -64,10 +63,13 @@ class TorchRows:
         """Per-token statistics of the chunk; see `rows.interface`."""
         tokens, vocab = student.raw_CV.shape
         blocks = []
+        scratch = _Scratch(student.raw_CV, spec.compute_dtype)
         for lo, hi in _blocks(tokens, vocab):
             chosen_RK = None if chosen_CK is None else chosen_CK[lo:hi]
             support_RK = None if support_CK is None else support_CK[lo:hi]
-            blocks.append(_forward_block(student, teacher, lo, hi, chosen_RK, support_RK, spec))
+            blocks.append(
+                _forward_block(student, teacher, lo, hi, chosen_RK, support_RK, spec, scratch)
+            )
         stats = {name: torch.cat([block[0][name] for block in blocks]) for name in blocks[0][0]}
         rows = {name: torch.cat([block[1][name] for block in blocks]) for name in blocks[0][1]}
         return stats, _State(student, teacher, spec, stats, chosen_CK, rows)
@@ -76,8 +78,9 @@ class TorchRows:
         """Gradient with respect to the raw student logits, written over the student's slab."""
         raw_CV = state.student.raw_CV
         out_CV = raw_CV if state.student.owned else torch.empty_like(raw_CV)
+        scratch = _Scratch(raw_CV, state.spec.compute_dtype)
         for lo, hi in _blocks(*raw_CV.shape):
-            _backward_block(state, coefs, lo, hi, out_CV)
+            _backward_block(state, coefs, lo, hi, out_CV, scratch)
         return out_CV
 
 
@@ -93,12 +96,30 @@ def _blocks(tokens: int, vocab: int) -> list[tuple[int, int]]:
     return [(lo, min(lo + step, tokens)) for lo in range(0, max(tokens, 1), step)]
 
 
-def _transformed(side: Side, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
+class _Scratch:
+    """Block buffers by name, made once a pass: fresh memory for every block costs page faults."""
+
+    def __init__(self, raw_CV: Tensor, dtype: torch.dtype) -> None:
+        self.vocab = raw_CV.shape[1]
+        self.rows = min(_rows_per_block(self.vocab), max(raw_CV.shape[0], 1))
+        self.dtype, self.device = dtype, raw_CV.device
+        self.buffers: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, rows: int) -> Tensor:
+        """`[rows, V]` of the buffer `name`; whatever it held is lost."""
+        if name not in self.buffers:
+            self.buffers[name] = torch.empty(
+                self.rows, self.vocab, dtype=self.dtype, device=self.device
+            )
+        return self.buffers[name][:rows]
+
+
+def _transformed(side: Side, name: str, lo: int, hi: int, scratch: _Scratch) -> Tensor:
     """Logits of the loss for rows lo..hi: in place in an owned slab of the compute dtype, else in a
     copy.
     """
     raw_RV = side.raw_CV[lo:hi]
-    z_RV = raw_RV if side.owned and raw_RV.dtype == dtype else raw_RV.to(dtype, copy=True)
+    z_RV = raw_RV if _in_place(side, scratch.dtype) else scratch(name, hi - lo).copy_(raw_RV)
     if side.bias_V is not None:
         z_RV += side.bias_V
     if side.scale != 1.0:
@@ -110,11 +131,16 @@ def _transformed(side: Side, lo: int, hi: int, dtype: torch.dtype) -> Tensor:
     return z_RV
 
 
-def _reread(side: Side, lo: int, hi: int, pivot_R: Tensor, dtype: torch.dtype) -> Tensor:
+def _reread(side: Side, name: str, lo: int, hi: int, pivot_R: Tensor, scratch: _Scratch) -> Tensor:
     """x = z - pivot again: still in an owned slab of the compute dtype, else computed anew."""
-    if side.owned and side.raw_CV.dtype == dtype:
+    if _in_place(side, scratch.dtype):
         return side.raw_CV[lo:hi]
-    return _transformed(side, lo, hi, dtype).sub_(pivot_R[:, None])
+    return _transformed(side, name, lo, hi, scratch).sub_(pivot_R[:, None])
+
+
+def _in_place(side: Side, dtype: torch.dtype) -> bool:
+    """Whether the slab may hold x: it is ours, and as exact as the arithmetic."""
+    return side.owned and side.raw_CV.dtype == dtype
 
 
 def _empty_rows(log_total_R: Tensor) -> Tensor | None:
@@ -123,17 +149,17 @@ def _empty_rows(log_total_R: Tensor) -> Tensor | None:
     return empty_R if empty_R.any() else None
 
 
-def _softmax(x_RV: Tensor, empty_R: Tensor | None) -> Tensor:
+def _softmax(x_RV: Tensor, empty_R: Tensor | None, out_RV: Tensor) -> Tensor:
     """softmax, and 0 in rows whose logits are all -inf."""
-    p_RV = torch.softmax(x_RV, dim=-1)
+    p_RV = torch.softmax(x_RV, dim=-1, out=out_RV)
     return p_RV if empty_R is None else p_RV.masked_fill_(empty_R[:, None], 0.0)
 
 
-def _weighted_sum(p_RV: Tensor, x_RV: Tensor) -> Tensor:
+def _weighted_sum(p_RV: Tensor, x_RV: Tensor, scratch: _Scratch) -> Tensor:
     """sum_v p x with 0 * inf = 0. The plain product is tried first: only -inf logits need the
     guarded one.
     """
-    product_RV = p_RV * x_RV
+    product_RV = torch.mul(p_RV, x_RV, out=scratch("product", p_RV.shape[0]))
     sum_R = product_RV.sum(-1)
     if not torch.isfinite(sum_R).all():
         sum_R = product_RV.masked_fill_(p_RV == 0, 0.0).sum(-1)
@@ -151,22 +177,23 @@ class _Softmax:
     empty_R: Tensor | None
 
     @classmethod
-    def of(cls, side: Side, lo: int, hi: int, dtype: torch.dtype) -> _Softmax:
-        x_RV = _transformed(side, lo, hi, dtype)
+    def of(cls, side: Side, name: str, lo: int, hi: int, scratch: _Scratch) -> _Softmax:
+        x_RV = _transformed(side, name, lo, hi, scratch)
         pivot_R = x_RV.amax(-1)
         empty_R = _empty_rows(pivot_R)
         if empty_R is not None:
             pivot_R = pivot_R.masked_fill(empty_R, 0.0)
         x_RV.sub_(pivot_R[:, None])
-        p_RV = _softmax(x_RV, empty_R)
+        p_RV = _softmax(x_RV, empty_R, scratch(f"p_{name}", hi - lo))
         # The largest probability is exp(0) / Z, so log Z needs no further pass of exponentials.
         log_z_R = -p_RV.amax(-1).log()
         if empty_R is not None:
             log_z_R = log_z_R.masked_fill(empty_R, -torch.inf)
         return cls(x_RV, p_RV, pivot_R, log_z_R, empty_R)
 
-    def entropy(self) -> Tensor:
-        entropy_R = (self.log_z_R - _weighted_sum(self.p_RV, self.x_RV)).clamp_min(0.0)
+    def entropy(self, scratch: _Scratch) -> Tensor:
+        expected_R = _weighted_sum(self.p_RV, self.x_RV, scratch)
+        entropy_R = (self.log_z_R - expected_R).clamp_min(0.0)
         return entropy_R if self.empty_R is None else entropy_R.masked_fill(self.empty_R, 0.0)
 
     def logp(self, ids_RK: Tensor) -> Tensor:
@@ -189,20 +216,21 @@ def _forward_block(
     chosen_RK: Tensor | None,
     support_RK: Tensor | None,
     spec: RowSpec,
+    scratch: _Scratch,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    s = _Softmax.of(student, lo, hi, spec.compute_dtype)
-    stats = {"entropy": s.entropy(), "lse": s.pivot_R + s.log_z_R}
+    s = _Softmax.of(student, "student", lo, hi, scratch)
+    stats = {"entropy": s.entropy(scratch), "lse": s.pivot_R + s.log_z_R}
     rows = {"s_pivot": s.pivot_R, "s_log_z": s.log_z_R}
     if chosen_RK is not None:
         stats["logp"] = s.logp(chosen_RK)
     t = None
     if teacher is not None:
-        t = _Softmax.of(teacher, lo, hi, spec.compute_dtype)
-        stats |= {"teacher_entropy": t.entropy(), "teacher_lse": t.pivot_R + t.log_z_R}
+        t = _Softmax.of(teacher, "teacher", lo, hi, scratch)
+        stats |= {"teacher_entropy": t.entropy(scratch), "teacher_lse": t.pivot_R + t.log_z_R}
         rows |= {"t_pivot": t.pivot_R, "t_log_z": t.log_z_R}
         if chosen_RK is not None:
             stats["teacher_logp"] = t.logp(chosen_RK)
-        _divergences(s, t, spec, stats, rows)
+        _divergences(s, t, spec, stats, rows, scratch)
     if spec.topk is not None:
         source = s if spec.topk_of == "student" or t is None else t
         support_RK = source.x_RV.topk(spec.topk, dim=-1).indices
@@ -214,15 +242,20 @@ def _forward_block(
 
 
 def _divergences(
-    s: _Softmax, t: _Softmax, spec: RowSpec, stats: dict[str, Tensor], rows: dict[str, Tensor]
+    s: _Softmax,
+    t: _Softmax,
+    spec: RowSpec,
+    stats: dict[str, Tensor],
+    rows: dict[str, Tensor],
+    scratch: _Scratch,
 ) -> None:
     """The divergences, from the gap accumulated entry by entry: two rounded cross terms would lose
     a small KL.
     """
     shift_R = s.log_z_R - t.log_z_R
-    gap_RV = t.x_RV - s.x_RV
-    kl_ts_R = _weighted_sum(t.p_RV, gap_RV) + shift_R
-    kl_st_R = -_weighted_sum(s.p_RV, gap_RV) - shift_R
+    gap_RV = torch.sub(t.x_RV, s.x_RV, out=scratch("gap", t.x_RV.shape[0]))
+    kl_ts_R = _weighted_sum(t.p_RV, gap_RV, scratch) + shift_R
+    kl_st_R = -_weighted_sum(s.p_RV, gap_RV, scratch) - shift_R
     if s.empty_R is not None or t.empty_R is not None:
         kl_ts_R = _divergence_of_empty(kl_ts_R, holder=t, other=s)
         kl_st_R = _divergence_of_empty(kl_st_R, holder=s, other=t)
@@ -238,7 +271,9 @@ def _divergences(
         rows["unclipped_mass"] = 1.0 - t.p_RV.masked_fill(~clipped_RV, 0.0).sum(-1)
     if spec.jsd_beta is not None:
         beta = spec.jsd_beta
-        s_term_R, t_term_R = _jsd_terms(s.p_RV, t.p_RV, log_ratio_RV, beta)
+        m_over_s_RV, m_over_t_RV = _log_mixture_ratios(log_ratio_RV, beta)
+        s_term_R = -_weighted_sum(s.p_RV, m_over_s_RV, scratch)
+        t_term_R = -_weighted_sum(t.p_RV, m_over_t_RV, scratch)
         stats["jsd"] = beta * t_term_R + (1.0 - beta) * s_term_R
         rows["kl_student_mixture"] = s_term_R
 
@@ -266,38 +301,32 @@ def _log_mixture_ratios(log_ratio_RV: Tensor, beta: float) -> tuple[Tensor, Tens
     return log_ratio_RV.clamp_min(0.0) + common_RV, (-log_ratio_RV).clamp_min(0.0) + common_RV
 
 
-def _jsd_terms(
-    s_RV: Tensor, t_RV: Tensor, log_ratio_RV: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """KL(S||M) and KL(T||M)."""
-    m_over_s_RV, m_over_t_RV = _log_mixture_ratios(log_ratio_RV, beta)
-    return -_weighted_sum(s_RV, m_over_s_RV), -_weighted_sum(t_RV, m_over_t_RV)
-
-
 # --- backward -------------------------------------------------------------------------------------
 
 
 def _backward_block(
-    state: _State, coefs: dict[str, Tensor], lo: int, hi: int, out_CV: Tensor
+    state: _State, coefs: dict[str, Tensor], lo: int, hi: int, out_CV: Tensor, scratch: _Scratch
 ) -> None:
     dtype, student, teacher = state.spec.compute_dtype, state.student, state.teacher
     c = {name: coef[lo:hi].to(dtype) for name, coef in coefs.items()}
     row = {name: value[lo:hi] for name, value in state.rows.items()}
     empty_R = _empty_rows(row["s_log_z"])
-    x_RV = _reread(student, lo, hi, row["s_pivot"], dtype)
-    s_RV = _softmax(x_RV, empty_R)
-    dz_RV = s_RV * _student_factor(state, c, row, lo, hi, x_RV)
+    x_RV = _reread(student, "student", lo, hi, row["s_pivot"], scratch)
+    s_RV = _softmax(x_RV, empty_R, scratch("p_student", hi - lo))
+    factor_RV = _student_factor(state, c, row, lo, hi, x_RV)
+    dz_RV = torch.mul(s_RV, factor_RV, out=scratch("dz", hi - lo))
     if teacher is not None and any(name in c for name in _NEEDS_TEACHER_LOGITS):
-        t_x_RV = _reread(teacher, lo, hi, row["t_pivot"], dtype)
-        t_RV = _softmax(t_x_RV, _empty_rows(row["t_log_z"]))
+        t_x_RV = _reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
+        t_empty_R = _empty_rows(row["t_log_z"])
+        t_RV = _softmax(t_x_RV, t_empty_R, scratch("p_teacher", hi - lo))
         log_ratio_RV = None
         if any(name in c for name in _NEEDS_LOG_RATIO):
-            log_ratio_RV = t_x_RV - x_RV
+            log_ratio_RV = torch.sub(t_x_RV, x_RV, out=scratch("gap", hi - lo))
             log_ratio_RV += (row["s_log_z"] - row["t_log_z"])[:, None]
             log_ratio_RV.nan_to_num_(0.0, torch.inf, -torch.inf)
         _add_divergences(dz_RV, c, row, state, lo, hi, s_RV, t_RV, log_ratio_RV)
-    elif not torch.isfinite(dz_RV.sum()):
-        dz_RV.masked_fill_(s_RV == 0, 0.0)
+    elif "entropy" in c:
+        _zero_without_mass(dz_RV, s_RV)
     for name, ids_CK in (("logp", state.chosen_CK), ("topk_logp", state.stats.get("topk_ids"))):
         if name in c and ids_CK is not None:
             dz_RV.scatter_add_(-1, ids_CK[lo:hi], c[name])
@@ -346,7 +375,6 @@ def _add_divergences(
     log_ratio_RV: Tensor | None,
 ) -> None:
     """Add what involves the teacher. Products are rounded one by one: S == T gives exactly 0."""
-    no_mass_RV = None if torch.isfinite(dz_RV.sum()) else s_RV == 0
     if "kl_student_teacher" in c:
         assert log_ratio_RV is not None
         coef_R = c["kl_student_teacher"]
@@ -359,10 +387,8 @@ def _add_divergences(
         m_over_s_RV, _ = _log_mixture_ratios(log_ratio_RV, beta)
         factor_RV = m_over_s_RV.add_(row["kl_student_mixture"][:, None])
         dz_RV -= factor_RV.mul_(s_RV).mul_((c["jsd"] * (1.0 - beta))[:, None])
-    if no_mass_RV is None and log_ratio_RV is not None and not torch.isfinite(dz_RV.sum()):
-        no_mass_RV = s_RV == 0
-    if no_mass_RV is not None:
-        dz_RV.masked_fill_(no_mass_RV, 0.0)
+    if log_ratio_RV is not None or "entropy" in c:
+        _zero_without_mass(dz_RV, s_RV)
     if "clipped_kl_teacher_student" in c:
         assert log_ratio_RV is not None
         assert state.spec.entry_clip is not None
@@ -371,6 +397,12 @@ def _add_divergences(
         dz_RV -= kept_RV.mul_(c["clipped_kl_teacher_student"][:, None])
     if "kl_teacher_student" in c:
         dz_RV -= t_RV.mul_(c["kl_teacher_student"][:, None])
+
+
+def _zero_without_mass(dz_RV: Tensor, s_RV: Tensor) -> None:
+    """0 * inf = 0 for terms of the form S * something; only -inf logits need it."""
+    if not torch.isfinite(dz_RV.sum()):
+        dz_RV.masked_fill_(s_RV == 0, 0.0)
 
 
 def _through_transforms(dz_RV: Tensor, side: Side, x_RV: Tensor, pivot_R: Tensor) -> None:
