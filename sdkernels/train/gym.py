@@ -42,7 +42,7 @@ def gym_examples(
     Raises:
         ValueError: unknown task, one without a safe verifier, or a setting that it refuses.
     """
-    specs = [_parse_task(part) for part in _split_tasks(tasks)]
+    specs = [_parse_task(part) for part in _split(tasks)]
     names = [name for name, _ in specs]
     if len(set(names)) != len(names):
         raise ValueError(f"reasoning-gym tasks {tasks!r}: a task is named twice")
@@ -134,29 +134,29 @@ def _create(name: str, settings: dict[str, Any], *, seed: int, size: int) -> Any
         raise ValueError(f"reasoning-gym task {name!r} refuses {settings}: {error}") from error
 
 
-def _split_tasks(text: str) -> Iterable[str]:
-    """Split at commas outside parentheses."""
+def _split(text: str) -> Iterable[str]:
+    """Split at commas outside parentheses and brackets."""
     depth = 0
     part = ""
     for character in text:
-        depth += {"(": 1, ")": -1}.get(character, 0)
+        depth += (character in "([") - (character in ")]")
         if character == "," and depth == 0:
-            yield part
+            yield part.strip()
             part = ""
         else:
             part += character
-    yield part
+    yield part.strip()
 
 
 def _parse_task(part: str) -> tuple[str, dict[str, Any]]:
-    name, opened, rest = part.strip().partition("(")
+    name, opened, rest = part.partition("(")
     name = name.strip()
     if not name or (opened and not rest.endswith(")")):
         raise ValueError(
-            f"reasoning-gym task {part.strip()!r}: expected `name` or `name(setting=value, ...)`"
+            f"reasoning-gym task {part!r}: expected `name` or `name(setting=value, ...)`"
         )
     settings = {}
-    for assignment in filter(None, map(str.strip, rest.removesuffix(")").split(","))):
+    for assignment in filter(None, _split(rest.removesuffix(")"))):
         key, equals, value = map(str.strip, assignment.partition("="))
         if not equals:
             raise ValueError(
