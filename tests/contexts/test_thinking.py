@@ -15,6 +15,7 @@ from sdkernels.contexts import strip_thinking
         ("x <think>a</think> y <think>b</think> z", "x  y  z"),
         ("opened in the prompt</think>b", "b"),
         ("<think>a</think>b</think>c", "c"),
+        ("x <think>a</think> y <think>b</think></think>c", "c"),
         ("<think>a <think> b</think>c", "c"),
         ("<think>a <think>b</think> c</think>d", "d"),
         ("visible <think>cut off", "visible"),

@@ -122,6 +122,9 @@ def test_a_hint_helps_without_the_answer(task: str, settings: dict[str, Any]) ->
 def test_answers_that_do_not_follow_are_noticed() -> None:
     entry = {"answer": "83", "metadata": {"equation": "0 = 0", "variable": "x"}}
     assert worked_solution("simple_equations", entry) is None
+    # Rounding down is not what a quotient means.
+    entry = {"answer": "2", "metadata": {"expression": "7 / 3"}}
+    assert worked_solution("basic_arithmetic", entry) is None
     # reasoning-gym draws a new divisor after it has written the old one down.
     broken = entries("basic_arithmetic", {"allow_parentheses": False})
     assert any(worked_solution("basic_arithmetic", entry) is None for entry in broken)
