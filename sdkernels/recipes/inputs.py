@@ -67,8 +67,7 @@ def aggregate(
         items = torch.ones_like(length_B).sum() if count_empty else (length_B > 0).sum()
     if num_items is not None:
         items = _denominator(num_items, mask.device)
-    # Dividing by 1 where there is nothing to divide by.
-    return torch.where(items > 0, weight / torch.where(items > 0, items, 1), 0.0).float()
+    return torch.where(items > 0, weight / items, 0.0).float()
 
 
 def skip_first_tokens(mask_BL: Tensor, num_tokens: int) -> Tensor:

@@ -108,9 +108,10 @@ def test_advantages_per_row_are_torchs() -> None:
 
 @pytest.mark.parametrize("scale", ["std", "none"])
 @pytest.mark.parametrize("reward", [0.1, 1.0, 1e8, -1 / 3])
-def test_an_all_equal_group_is_exactly_0(scale: str, reward: float) -> None:
-    """The mean of seven 0.1 is not 0.1, and 1 / eps would blow the difference up."""
-    rewards = torch.full((1, 7), reward, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_all_equal_group_is_exactly_0(scale: str, reward: float, dtype: torch.dtype) -> None:
+    """The mean of six 0.1 is not 0.1, and 1 / eps would blow the difference up."""
+    rewards = torch.full((1, 6), reward, dtype=dtype)
     for eps in (1e-6, 0.0):
         assert not group_advantages(rewards, scale=scale, eps=eps).any()
 
