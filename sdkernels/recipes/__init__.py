@@ -1,8 +1,10 @@
 """Recipes: published losses as short per-token functions, with their defaults and sources.
 
-recipe = sd.recipes.get("opsd", entry_clip=None)
-loss, stats = sd.token_loss(hidden, head, recipe.loss_fn, targets=ids, teacher=teacher,
-                            tokens={"weight": sd.recipes.aggregate(mask_BL)}, **recipe.engine)
+A recipe goes into the engine like this:
+
+    recipe = sd.recipes.get("opsd", entry_clip=None)
+    loss, stats = sd.token_loss(hidden, head, recipe.loss_fn, targets=ids, teacher=teacher,
+                                tokens={"weight": sd.recipes.aggregate(mask_BL)}, **recipe.engine)
 """
 
 # Importing a recipe's module is what registers it.
