@@ -1,0 +1,186 @@
+"""One optimisation step's rollouts as rows, and micro-batches of them as tensors.
+
+A row is one rollout with the ids of its two prompts. A micro-batch packs the response tokens of its
+rows: the hidden states that predict them become `[N, D]`, and everything per token has N entries.
+
+Shape letters: B rows, S sequence positions, L response tokens of a row, N packed response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.contexts.types import Example, Message, Rollout
+
+
+@dataclass
+class Row:
+    """One rollout. `teacher_prompt_ids` is None where the context gave no signal or no teacher is
+    needed.
+
+    `weights` are the per-token weights of the aggregation over the whole optimisation step, 0 where
+    a token is left out.
+    """
+
+    example: Example
+    rollout: Rollout
+    prompt_ids: list[int]
+    teacher_prompt_ids: list[int] | None = None
+    teacher_messages: list[Message] | None = None
+    advantage: float = 0.0
+    weights: list[float] = field(default_factory=list)
+    counts: list[bool] = field(default_factory=list)
+
+    @property
+    def response_ids(self) -> list[int]:
+        """The sampled ids; the same list serves student and teacher."""
+        return self.rollout.token_ids
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether any token of the row is trained on."""
+        return any(self.counts)
+
+
+@dataclass
+class Side:
+    """What one model reads: right-padded ids and mask `[B, S]`, and where the predictions stand,
+    flat `[N]` in B * S.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    index_N: Tensor
+
+    @property
+    def position_ids(self) -> Tensor:
+        """Positions `[B, S]`; padding stands on the right, so they count up from 0."""
+        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(
+            self.input_ids
+        )
+
+
+@dataclass
+class MicroBatch:
+    """Tensors of some rows. `row_N`, `column_N` place each packed token in `[B, L]`; `keep_N` says
+    which count.
+    """
+
+    rows: list[Row]
+    student: Side
+    teacher: Side | None
+    target_N: Tensor
+    keep_N: Tensor
+    row_N: Tensor
+    column_N: Tensor
+    weight_N: Tensor
+    advantage_N: Tensor
+    success_N: Tensor
+    longest: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that take part in the loss."""
+        return int(self.keep_N.sum())
+
+    def unpack(self, values_N: Tensor) -> Tensor:
+        """Packed values as `[B, L]`, 0 where a row has no token."""
+        values_BL = values_N.new_zeros(max(1, len(self.rows)), max(1, self.longest))
+        return values_BL.index_put((self.row_N, self.column_N), values_N)
+
+    def pack(self, values_BL: Tensor) -> Tensor:
+        """The inverse of `unpack`."""
+        return values_BL[self.row_N, self.column_N]
+
+
+def collate(
+    rows: Sequence[Row], pad_id: int, device: torch.device, *, with_teacher: bool
+) -> MicroBatch:
+    """Tensors of the rows that have tokens; if none has, of one row whose tokens are all left out.
+
+    A rank or micro-batch without tokens still has to run forward and backward, or the others wait
+    for it forever.
+    """
+    used = [row for row in rows if row.has_tokens] or list(rows[:1])
+    lengths = [len(row.response_ids) for row in used]
+    student = _side([row.prompt_ids for row in used], used, pad_id, device)
+    teacher = None
+    if with_teacher:
+        # A row without a teacher prompt is only ever here to keep the graph alive; its own prompt
+        # does for that.
+        prompts = [row.teacher_prompt_ids or row.prompt_ids for row in used]
+        teacher = _side(prompts, used, pad_id, device)
+        check_same_responses(student, teacher)
+
+    def packed(values: list[Any], dtype: torch.dtype) -> Tensor:
+        return torch.tensor(values, dtype=dtype, device=device)
+
+    def repeated(values: list[float]) -> Tensor:
+        return packed(
+            [v for v, n in zip(values, lengths, strict=True) for _ in range(n)], torch.float32
+        )
+
+    return MicroBatch(
+        rows=used,
+        student=student,
+        teacher=teacher,
+        target_N=packed([token for row in used for token in row.response_ids], torch.int64),
+        keep_N=packed([keep for row in used for keep in row.counts], torch.bool),
+        row_N=packed([b for b, n in enumerate(lengths) for _ in range(n)], torch.int64),
+        column_N=packed([column for n in lengths for column in range(n)], torch.int64),
+        weight_N=packed([weight for row in used for weight in row.weights], torch.float32),
+        advantage_N=repeated([row.advantage for row in used]),
+        success_N=repeated([float(bool(row.rollout.success)) for row in used]),
+        longest=max(lengths),
+    )
+
+
+def _side(prompts: list[list[int]], rows: list[Row], pad_id: int, device: torch.device) -> Side:
+    sequences = [prompt + row.response_ids for prompt, row in zip(prompts, rows, strict=True)]
+    width = max(map(len, sequences))
+    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
+    attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
+    index: list[int] = []
+    for b, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
+        input_ids[b, : len(sequence)] = torch.tensor(sequence)
+        attention_mask[b, : len(sequence)] = 1
+        # The state at position p predicts the token at p + 1.
+        index += range(b * width + len(prompt) - 1, b * width + len(sequence) - 1)
+    return Side(input_ids.to(device), attention_mask.to(device), torch.tensor(index, device=device))
+
+
+def check_same_responses(student: Side, teacher: Side) -> None:
+    """Student and teacher must score the same ids; anything else would be plausible nonsense."""
+    ours = student.input_ids.reshape(-1)[student.index_N + 1]
+    theirs = teacher.input_ids.reshape(-1)[teacher.index_N + 1]
+    if not torch.equal(ours, theirs):
+        raise AssertionError("student and teacher sequences carry different response ids")
+
+
+def mask_rows(
+    rows: Sequence[Row], *, need_teacher: bool, skip_truncated: bool, skip_first: int
+) -> Tensor:
+    """Which response tokens count, bool `[B, L]`: none of a row without signal, and none that a
+    setting leaves out.
+    """
+    longest = max((len(row.response_ids) for row in rows), default=0)
+    mask_BL = torch.zeros(len(rows), max(1, longest), dtype=torch.bool)
+    for b, row in enumerate(rows):
+        silent = (need_teacher and row.teacher_prompt_ids is None) or (
+            skip_truncated and row.rollout.truncated
+        )
+        if not silent:
+            mask_BL[b, skip_first : len(row.response_ids)] = True
+    return mask_BL
+
+
+def set_weights(rows: Sequence[Row], mask_BL: Tensor, weight_BL: Tensor) -> None:
+    """Store mask and weights in the rows, cut to their lengths."""
+    for row, mask, weight in zip(rows, mask_BL.tolist(), weight_BL.tolist(), strict=True):
+        length = len(row.response_ids)
+        row.counts, row.weights = mask[:length], weight[:length]

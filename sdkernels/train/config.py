@@ -1,0 +1,408 @@
+"""Everything a run can be told: `TrainingArguments` plus the settings of self-distillation.
+
+Names follow TRL where TRL has the same thing. `per_device_train_batch_size` counts PROMPTS; each
+becomes `num_generations` rollouts, so a group is never split over micro-batches or ranks.
+"""
+
+# ruff: noqa: RUF009 - `_setting` is `dataclasses.field` with a help text, evaluated once as meant.
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+
+from sdkernels import recipes
+from sdkernels.train.settings import as_mapping, check_choice
+
+TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
+ROLLOUT_BACKENDS = ("transformers", "server")
+ADVANTAGE_SCALES = ("group", "none")
+AGGREGATIONS = ("token_mean", "sequence_mean")
+GATES = ("direction_adaptive", "entropy_sign")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def _setting(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class SelfDistillConfig(TrainingArguments):
+    """Settings of one self-distillation run.
+
+    Every field of `TrainingArguments` is accepted too. Help texts give the unit; defaults stand in
+    the code.
+
+    Raises:
+        ValueError: a value out of range, or a combination that cannot work, with what is accepted.
+    """
+
+    # --- defaults that differ from TrainingArguments ----------------------------------------------
+    learning_rate: float = _setting(1e-5, "Initial learning rate of AdamW.")
+    lr_scheduler_type: SchedulerType | str = _setting(
+        "constant",
+        "Learning rate schedule; constant by default, so that a run can be made longer later.",
+    )
+    per_device_train_batch_size: int = _setting(
+        4,
+        "PROMPTS per device and micro-batch. Each becomes num_generations rollouts; a group is "
+        "never split. "
+        "Rollouts in one forward pass = per_device_train_batch_size * num_generations.",
+    )
+    logging_steps: float = _setting(
+        1, "Optimiser steps between two lines of metrics.jsonl and the loggers."
+    )
+    save_total_limit: int | None = _setting(
+        2, "Complete checkpoints to keep; the oldest go first. None: all."
+    )
+    remove_unused_columns: bool = _setting(False, "Must stay off: examples are not model inputs.")
+    # HfArgumentParser takes the second member of the union for the type of the flag.
+    report_to: None | str | list[str] = _setting(  # noqa: RUF036
+        "none", "Loggers: none, tensorboard, wandb, trackio, ... (as in transformers)."
+    )
+    logging_nan_inf_filter: bool = _setting(
+        False, "Show a loss that is NaN or infinite as it is, instead of the average so far."
+    )
+    dataloader_pin_memory: bool = _setting(False, "Off: batches hold text, not tensors.")
+    overwrite_output_dir: bool = _setting(
+        False,
+        "Start anew in a folder that already holds a run; its metrics and checkpoints are deleted.",
+    )
+
+    # --- model ------------------------------------------------------------------------------------
+    model_name_or_path: str = _setting(
+        "smollm2",
+        "Student: a Hugging Face id, a local folder, or `smollm2` for the embedded "
+        "SmolLM2-135M-Instruct.",
+    )
+    dtype: str = _setting("float32", f"Dtype of the student's weights: {', '.join(DTYPES)}.")
+    attn_implementation: str | None = _setting(
+        None,
+        "Attention implementation (sdpa, flash_attention_2, ...); None lets transformers choose.",
+    )
+    trust_remote_code: bool = _setting(False, "Allow model code from the hub to run.")
+    disable_dropout: bool = _setting(
+        True, "Set every dropout to 0, so that student and teacher can agree exactly."
+    )
+    use_peft: bool = _setting(False, "Train LoRA adapters instead of all weights.")
+    lora_r: int = _setting(16, "LoRA rank.")
+    lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank.")
+    lora_dropout: float = _setting(0.0, "LoRA dropout probability.")
+    lora_target_modules: list[str] | None = _setting(
+        None, "Modules with LoRA; None: all linear layers but the head."
+    )
+
+    # --- data -------------------------------------------------------------------------------------
+    dataset: str | None = _setting(
+        None,
+        "Training prompts: a .jsonl or .parquet file, `reasoning-gym:<task>,<task>`, or a datasets "
+        "id.",
+    )
+    dataset_split: str = _setting("train", "Split of a datasets id.")
+    dataset_size: int | None = _setting(
+        None, "Number of examples to take, or to generate. None: all, or 256 generated ones."
+    )
+    dataset_args: dict | str | None = _setting(
+        None,
+        "Settings of reasoning-gym tasks, as JSON or key=value,key=value (e.g. min_terms=2).",
+    )
+    dataset_columns: dict | str | None = _setting(
+        None, "Which column is which field, where names do not say it (e.g. prompt=problem)."
+    )
+    instruction: str | None = _setting(
+        None, "Paragraph added to prompts of files and data sets that are plain text."
+    )
+    eval_dataset: str | None = _setting(
+        None, "Evaluation problems, same forms as dataset. None: no evaluation."
+    )
+    eval_dataset_split: str = _setting("test", "Split of the evaluation datasets id.")
+    eval_dataset_size: int | None = _setting(None, "Number of evaluation examples.")
+    eval_dataset_args: dict | str | None = _setting(None, "Like dataset_args, for eval_dataset.")
+
+    # --- prompts ----------------------------------------------------------------------------------
+    max_prompt_length: int = _setting(
+        512, "Longest student prompt in tokens; a longer one stops the run by name."
+    )
+    max_context_tokens: int | None = _setting(
+        None,
+        "Longest privileged part of a teacher prompt in tokens. None: what the model's window "
+        "leaves.",
+    )
+    truncate_context: bool = _setting(
+        False,
+        "Cut contexts that are longer (visibly, and counted) instead of stopping before training.",
+    )
+    chat_template_kwargs: dict | str | None = _setting(
+        None, "Extra arguments of the chat template for the student (e.g. enable_thinking=false)."
+    )
+    teacher_chat_template_kwargs: dict | str | None = _setting(
+        None,
+        "The same for the teacher; None: those of the student. Differing thinking switches are a "
+        "pairing.",
+    )
+
+    # --- rollouts ---------------------------------------------------------------------------------
+    num_generations: int = _setting(8, "Rollouts per prompt (the group).")
+    max_completion_length: int = _setting(256, "Longest rollout in tokens.")
+    temperature: float = _setting(
+        1.0, "Sampling temperature; the loss uses the same one unless loss_temperature is set."
+    )
+    top_p: float = _setting(1.0, "Nucleus sampling mass; 1 keeps everything.")
+    top_k: int = _setting(0, "Sample from the k likeliest tokens; 0 keeps everything.")
+    min_p: float | None = _setting(None, "Minimum probability relative to the likeliest token.")
+    repetition_penalty: float = _setting(1.0, "Penalty on repeated tokens; 1 is none.")
+    generation_kwargs: dict | str | None = _setting(
+        None, "More settings of transformers' GenerationConfig."
+    )
+    mask_truncated_completions: bool = _setting(
+        False, "Leave rollouts that hit max_completion_length out of the loss."
+    )
+    rollout_backend: str = _setting(
+        "transformers", f"Who samples: {' or '.join(ROLLOUT_BACKENDS)}."
+    )
+    rollout_batch_size: int | None = _setting(
+        None, "Sequences generated at once; None: all of the step."
+    )
+    rollout_server_url: str | None = _setting(
+        None,
+        "Base URL of an OpenAI-compatible server, e.g. http://localhost:8000/v1. It must serve the "
+        "current weights.",
+    )
+    rollout_server_model: str | None = _setting(
+        None, "Model name to ask the server for; None: the first it lists."
+    )
+    rollout_server_timeout: float = _setting(
+        120.0, "Seconds until one request to the server counts as failed."
+    )
+    rollout_server_retries: int = _setting(
+        4, "Retries of a failed request, with growing pauses, before the run stops."
+    )
+    rollout_server_concurrency: int = _setting(16, "Requests in flight at once.")
+
+    # --- method -----------------------------------------------------------------------------------
+    recipe: str = _setting("opsd", "Loss: see `sdkernels recipes`.")
+    recipe_args: dict | str | None = _setting(
+        None, "Settings of the recipe, as JSON or key=value,key=value."
+    )
+    context: str = _setting(
+        "reference_solution",
+        "What the teacher sees besides the question: see `sdkernels contexts`.",
+    )
+    context_args: dict | str | None = _setting(
+        None, "Settings of the context, as JSON or key=value,key=value."
+    )
+    aggregation: str = _setting(
+        "token_mean", f"Mean over the optimisation step: {' or '.join(AGGREGATIONS)}."
+    )
+    scale_rewards: str = _setting(
+        "group", "Divide advantages by the group's standard deviation (group) or not (none)."
+    )
+    gate: str | None = _setting(
+        None, f"Entropy gate of recipes that need one: {', '.join(GATES)}; None: {GATES[0]}."
+    )
+    gate_args: dict | str | None = _setting(
+        None, "Settings of the gate, as JSON or key=value,key=value."
+    )
+    skip_first_tokens: int = _setting(
+        0, "Response tokens at the start of each rollout that are left out of the loss."
+    )
+    loss_temperature: float | None = _setting(
+        None, "Temperature of the student's logits in the loss; None: temperature."
+    )
+    teacher_temperature: float | None = _setting(
+        None, "Temperature of the teacher's logits; None: the student's."
+    )
+
+    # --- teacher ----------------------------------------------------------------------------------
+    teacher_model_kind: str = _setting("frozen", f"Teacher weights: {', '.join(TEACHER_KINDS)}.")
+    teacher_model_name_or_path: str | None = _setting(
+        None, "Model of an external teacher (same vocabulary)."
+    )
+    teacher_update_rate: float = _setting(
+        0.05,
+        "EMA rate r in (0, 1]: teacher <- (1 - r) * teacher + r * student, after every optimiser "
+        "step.",
+    )
+    teacher_sync_steps: int = _setting(
+        10, "Optimiser steps between two copies of a snapshot teacher."
+    )
+    valid_vocab: int | None = _setting(
+        None,
+        "Number of leading vocabulary entries that are real, where padded sizes of student and "
+        "teacher differ.",
+    )
+
+    # --- critic (contexts that need one) ----------------------------------------------------------
+    critic_model_name_or_path: str | None = _setting(
+        None, "Local critic; None: the student's initial weights, frozen."
+    )
+    critic_server_url: str | None = _setting(
+        None, "OpenAI-compatible server of the critic, instead of a local one."
+    )
+    critic_server_model: str | None = _setting(None, "Model name to ask the critic server for.")
+    critic_max_new_tokens: int = _setting(256, "Longest critique in tokens.")
+    critic_cache_dir: str | None = _setting(
+        None, "Folder of the critique cache; None: inside output_dir."
+    )
+    critic_timeout: float = _setting(
+        120.0, "Seconds until one request to the critic server counts as failed."
+    )
+
+    # --- evaluation and records -------------------------------------------------------------------
+    num_generations_eval: int = _setting(1, "Samples per evaluation problem (the k of Avg@k).")
+    temperature_eval: float | None = _setting(
+        None, "Sampling temperature in evaluation; None: temperature; 0: greedy."
+    )
+    condition: str | None = _setting(None, "Name of this run in reports; None: recipe and context.")
+    title: str | None = _setting(None, "Longer name of this run in reports.")
+    dump_tokens: int = _setting(
+        2, "Rollouts per dump written token by token to tokens.jsonl; 0: none."
+    )
+    dump_tokens_steps: int = _setting(1, "Optimiser steps between two such dumps.")
+
+    # --- engine -----------------------------------------------------------------------------------
+    engine_backend: str = _setting(
+        "auto", "Rows implementation of the engine: auto, triton or torch."
+    )
+    chunk_bytes: int | None = _setting(
+        None, "Bytes the loss may use beyond inputs and gradients; None: from the device."
+    )
+    slab_dtype: str = _setting(
+        "float32", "Logit slabs in float32, or `model` for the weights' dtype (less exact)."
+    )
+    engine_debug: bool = _setting(False, "Run the engine's synchronising checks on GPU too.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in MAPPING_FIELDS:
+            setattr(self, name, as_mapping(name, getattr(self, name)))
+        self._check_choices()
+        self._check_ranges()
+        self._check_combinations()
+
+    def _check_choices(self) -> None:
+        if self.gate is not None:
+            check_choice("gate", self.gate, GATES)
+        for name, accepted in (
+            ("teacher_model_kind", TEACHER_KINDS),
+            ("rollout_backend", ROLLOUT_BACKENDS),
+            ("scale_rewards", ADVANTAGE_SCALES),
+            ("aggregation", AGGREGATIONS),
+            ("dtype", DTYPES),
+            ("engine_backend", ("auto", "triton", "torch")),
+            ("slab_dtype", ("float32", "model")),
+        ):
+            check_choice(name, getattr(self, name), accepted)
+
+    def _check_ranges(self) -> None:
+        for name, low in (
+            ("num_generations", 1),
+            ("max_prompt_length", 1),
+            ("max_completion_length", 1),
+            ("per_device_train_batch_size", 1),
+            ("teacher_sync_steps", 1),
+            ("num_generations_eval", 1),
+            ("dump_tokens", 0),
+            ("skip_first_tokens", 0),
+            ("dump_tokens_steps", 1),
+            ("rollout_server_retries", 0),
+            ("rollout_server_concurrency", 1),
+            ("critic_max_new_tokens", 1),
+        ):
+            if getattr(self, name) < low:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: expected a whole number of at least {low}"
+                )
+        for name in (
+            "temperature",
+            "loss_temperature",
+            "teacher_temperature",
+            "rollout_server_timeout",
+            "critic_timeout",
+        ):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value!r}: expected a number above 0")
+        if self.temperature_eval is not None and self.temperature_eval < 0:
+            raise ValueError(
+                f"temperature_eval={self.temperature_eval!r}: expected 0 (greedy) or more"
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_p={self.top_p!r}: expected a number above 0, at most 1 (keep everything)"
+            )
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k!r}: expected 0 (keep everything) or more")
+        if not 0 < self.teacher_update_rate <= 1:
+            raise ValueError(
+                f"teacher_update_rate={self.teacher_update_rate!r}: expected a rate in (0, 1]; it "
+                "is the share of the "
+                "student that enters the teacher at each step, so .05 is slow and .95 nearly `live`"
+            )
+
+    def _check_combinations(self) -> None:
+        if self.teacher_model_kind == "external" and not self.teacher_model_name_or_path:
+            raise ValueError(
+                "teacher_model_kind='external' needs teacher_model_name_or_path, the model to load"
+            )
+        if self.teacher_model_kind != "external" and self.teacher_model_name_or_path:
+            raise ValueError(
+                f"teacher_model_name_or_path={self.teacher_model_name_or_path!r} has no effect "
+                "with "
+                f"teacher_model_kind={self.teacher_model_kind!r}; set teacher_model_kind='external'"
+            )
+        if self.rollout_backend == "server" and not self.rollout_server_url:
+            raise ValueError(
+                "rollout_backend='server' needs rollout_server_url, e.g. http://localhost:8000/v1"
+            )
+        if self.remove_unused_columns:
+            raise ValueError(
+                "remove_unused_columns=True: examples are not model inputs, so it must stay off"
+            )
+        if self.n_gpu > 1:
+            raise ValueError(
+                f"{self.n_gpu} GPUs in one process would use DataParallel, which copies the model "
+                "every step; start one "
+                "process per GPU with `accelerate launch` or `torchrun`, or set "
+                "CUDA_VISIBLE_DEVICES=0"
+            )
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """One of the `*_args` and `*_kwargs` settings as a mapping, empty if it is not set."""
+        return dict(getattr(self, name) or {})
+
+    @property
+    def temperature_of_loss(self) -> float:
+        """Temperature of the student's logits in the loss."""
+        return self.temperature if self.loss_temperature is None else self.loss_temperature
+
+    @property
+    def label(self) -> str:
+        """Name of this run in reports; the context belongs to it where the recipe has a teacher."""
+        recipe = recipes.get(self.recipe, **self.mapping("recipe_args"))
+        own = f"{self.recipe}-{self.context}" if "teacher" in recipe.needs else self.recipe
+        return self.condition or own
+
+    def changed(self) -> dict[str, Any]:
+        """Fields that differ from their defaults, as plain values: what `config.yaml` of a run
+        folder holds.
+        """
+        default = type(self)(output_dir=self.output_dir)
+        mine, theirs = self.to_dict(), default.to_dict()
+        names = {f.name for f in fields(self) if f.init}
+        changed = {k: v for k, v in mine.items() if k in names and v != theirs.get(k)}
+        return {"output_dir": self.output_dir, **changed}
+
+
+MAPPING_FIELDS = (
+    "recipe_args",
+    "context_args",
+    "gate_args",
+    "dataset_args",
+    "eval_dataset_args",
+    "dataset_columns",
+    "generation_kwargs",
+    "chat_template_kwargs",
+    "teacher_chat_template_kwargs",
+)

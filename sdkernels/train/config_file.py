@@ -1,0 +1,126 @@
+"""Read a configuration from a YAML file and flags: flags win over the file, unknown names are
+refused.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from transformers import HfArgumentParser
+
+from sdkernels.train.config import MAPPING_FIELDS, SelfDistillConfig
+
+
+class ConfigParser(HfArgumentParser):
+    """`HfArgumentParser` over `SelfDistillConfig` with `--config file.yaml`, one-line errors and no
+    abbreviations.
+    """
+
+    def __init__(
+        self, config_type: type[SelfDistillConfig] = SelfDistillConfig, **settings: Any
+    ) -> None:
+        super().__init__(config_type, allow_abbrev=False, **settings)
+        self.config_type = config_type
+        self.add_argument(
+            "--config",
+            metavar="FILE",
+            help="YAML file with any of these settings; flags win over it.",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing two hundred lines of usage."""
+        raise ValueError(message)
+
+    def parse(self, arguments: Sequence[str]) -> SelfDistillConfig:
+        """The configuration that file and flags describe.
+
+        Raises:
+            ValueError: unknown flag or key (with the nearest known one), a value of the wrong kind,
+                an unreadable file.
+        """
+        only_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        only_file.add_argument("--config")
+        file = only_file.parse_known_args(list(arguments))[0].config
+        if file is not None:
+            self.set_defaults(**_for_argparse(read_yaml(file, self.config_type)))
+        parsed, unknown = self.parse_known_args(list(arguments))
+        if unknown:
+            raise ValueError(_unknown_flag(unknown[0], self.config_type))
+        values = {f.name: getattr(parsed, f.name) for f in fields(self.config_type) if f.init}
+        return self.config_type(**values)
+
+
+def parse_config(
+    arguments: Sequence[str] = (), *, config_type: type[SelfDistillConfig] = SelfDistillConfig
+) -> SelfDistillConfig:
+    """Parse flags (and the `--config` file they name) into a configuration. Errors are
+    `ValueError`s of one line.
+    """
+    return ConfigParser(config_type).parse(arguments)
+
+
+def read_yaml(
+    file: str | Path, config_type: type[SelfDistillConfig] = SelfDistillConfig
+) -> dict[str, Any]:
+    """Settings in a YAML file, with every key checked against the fields of `config_type`."""
+    path = Path(file)
+    if not path.is_file():
+        raise ValueError(f"--config {file}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected `name: value` lines, got a {type(content).__name__}")
+    known = {f.name for f in fields(config_type) if f.init}
+    for key in content:
+        if key not in known:
+            raise ValueError(f"{path}: unknown setting {key!r}{_nearest(str(key), known)}")
+    return content
+
+
+def write_yaml(config: SelfDistillConfig, file: Path) -> None:
+    """Write what differs from the defaults, so that `--config file` reproduces the run."""
+    file.write_text(
+        yaml.safe_dump(config.changed(), sort_keys=True, allow_unicode=True), encoding="utf-8"
+    )
+
+
+def _for_argparse(content: dict[str, Any]) -> dict[str, Any]:
+    # argparse runs a default through the option's type only if it is text, so 1e-5 (text in YAML
+    # 1.1) becomes a
+    # number there. Mappings go through untouched; the configuration reads them itself.
+    wrong = [
+        key
+        for key, value in content.items()
+        if isinstance(value, dict) and key not in MAPPING_FIELDS
+    ]
+    nested = {f.name for f in fields(SelfDistillConfig) if "dict" in str(f.type)}
+    for key in wrong:
+        if key not in nested:
+            raise ValueError(f"{key}: expected a single value, got a mapping")
+    return content
+
+
+def _unknown_flag(flag: str, config_type: type[SelfDistillConfig]) -> str:
+    if not flag.startswith("--"):
+        return f"unexpected argument {flag!r}: settings are given as --name value"
+    name = flag[2:].partition("=")[0].replace("-", "_")
+    return (
+        f"unknown setting --{name}{_nearest(name, {f.name for f in fields(config_type) if f.init})}"
+    )
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    near = get_close_matches(name, sorted(known), n=3, cutoff=0.6)
+    return (
+        f"; did you mean {' or '.join(near)}?"
+        if near
+        else "; `sdkernels train --help` lists them all"
+    )

@@ -1,0 +1,264 @@
+"""From prompts to rows: rollouts, verdicts, advantages, teacher prompts and weights of one
+optimisation step.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels import recipes
+from sdkernels.contexts import Context, Example, Rollout, Services, build_batch, validate
+from sdkernels.recipes import Recipe
+from sdkernels.train.batch import Row, mask_rows, set_weights
+from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_length, where
+from sdkernels.train.rollout import RolloutBackend, Sample, Sampling, derived_seed
+from sdkernels.train.step_metrics import StepMetrics, Timers
+from sdkernels.train.verify import Verdict, kind_of, verify
+
+logger = logging.getLogger(__name__)
+
+Verifier = Callable[[str, Example], Verdict]
+ROOM_FOR_TEMPLATE_TOKENS = 128
+
+
+class StepBuilder:
+    """Makes the rows of one optimisation step on one rank.
+
+    Args:
+        config: the run's settings.
+        tokenizer: the student's.
+        recipe, context: what is trained and what the teacher sees.
+        backend: samples responses.
+        services: critic and limits for the context.
+        window: longest sequence of student and teacher in tokens, None for no limit.
+        verifier: judges a response; examples without an answer are not judged.
+    """
+
+    def __init__(
+        self,
+        config: SelfDistillConfig,
+        tokenizer: Any,
+        recipe: Recipe,
+        context: Context,
+        backend: RolloutBackend,
+        services: Services,
+        *,
+        window: int | None,
+        verifier: Verifier = verify,
+    ) -> None:
+        self.config = config
+        self.recipe = recipe
+        self.context = context
+        self.backend = backend
+        self.services = services
+        self.window = window
+        self.verifier = verifier
+        ours = config.mapping("chat_template_kwargs")
+        theirs = config.mapping("teacher_chat_template_kwargs")
+        self.student = PromptEncoder(tokenizer, ours)
+        same = config.teacher_chat_template_kwargs is None
+        self.teacher = PromptEncoder(tokenizer, ours if same else theirs)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss compares with a teacher."""
+        return "teacher" in self.recipe.needs
+
+    @property
+    def needs_rewards(self) -> bool:
+        """Whether the loss uses verdicts."""
+        return bool(
+            {"rewards", "group"} & self.recipe.needs or {"adv", "success"} & self.recipe.inputs
+        )
+
+    def check(self, examples: Sequence[Example]) -> None:
+        """Everything that can be known to fail is refused here, before the first step.
+
+        Raises:
+            ValueError: a prompt that is too long, an answer that cannot be verified, a context that
+                lacks its field or does
+                not fit, templates that end differently. Each names its row.
+        """
+        if not examples:
+            raise ValueError("the dataset is empty: there is no example to train on")
+        for example in examples:
+            if example.answer is not None or self.needs_rewards:
+                kind_of(example)
+            num_tokens = len(self.student.ids(example.prompt))
+            check_prompt_length(example, num_tokens, self.config.max_prompt_length)
+            self._check_window(example, num_tokens, "prompt")
+        if self.needs_teacher:
+            validate(
+                examples,
+                self.context,
+                services=self.services,
+                strict=not self.config.truncate_context,
+            )
+            check_boundary(self.student, self.teacher, examples[0].prompt)
+
+    def build(
+        self,
+        examples: Sequence[Example],
+        *,
+        step: int,
+        rank: int,
+        timers: Timers,
+        metrics: StepMetrics,
+    ) -> list[Row]:
+        """Rows of all examples, `num_generations` in a row for each; weights are not set yet."""
+        prompts_ids = [self.student.ids(example.prompt) for example in examples]
+        with timers.section("rollout"):
+            groups = self.backend.generate(
+                prompts_ids,
+                self.config.num_generations,
+                sampling_of(self.config),
+                seed=derived_seed(self.config.seed, "rollout", step, rank),
+            )
+            rows = [
+                Row(example, self._rollout(example, index, sample), ids)
+                for example, ids, group in zip(examples, prompts_ids, groups, strict=True)
+                for index, sample in enumerate(group)
+            ]
+        self._set_advantages(rows)
+        with timers.section("context"):
+            if self.needs_teacher:
+                self._set_teacher_prompts(rows)
+        _count_rows(rows, metrics, with_signal=self.needs_teacher)
+        return rows
+
+    def mask(self, rows: Sequence[Row]) -> Tensor:
+        """Which response tokens count, bool `[B, L]`."""
+        return mask_rows(
+            rows,
+            need_teacher=self.needs_teacher,
+            skip_truncated=self.config.mask_truncated_completions,
+            skip_first=self.config.skip_first_tokens,
+        )
+
+    def num_items(self, mask_BL: Tensor) -> int:
+        """This rank's share of the denominator of the aggregation: tokens, or sequences with a
+        token.
+        """
+        if self.config.aggregation == "token_mean":
+            return int(mask_BL.sum())
+        return int(mask_BL.any(dim=1).sum())
+
+    def weigh(self, rows: Sequence[Row], mask_BL: Tensor, num_items: int | float) -> None:
+        """Set the rows' weights for a denominator over the whole optimisation step."""
+        set_weights(rows, mask_BL, recipes.aggregate(mask_BL, self.config.aggregation, num_items))
+
+    def _rollout(self, example: Example, index: int, sample: Sample) -> Rollout:
+        rollout = Rollout(
+            example_id=example.id,
+            index=index,
+            text=sample.text,
+            token_ids=sample.token_ids,
+            truncated=sample.truncated,
+        )
+        if example.answer is not None:
+            verdict = self.verifier(sample.text, example)
+            rollout.reward, rollout.success = verdict.reward, verdict.correct
+            rollout.extracted, rollout.feedback = verdict.extracted, verdict.feedback
+        return rollout
+
+    def _set_advantages(self, rows: Sequence[Row]) -> None:
+        if not self.needs_rewards:
+            return
+        rewards = torch.tensor([row.rollout.reward for row in rows], dtype=torch.float64)
+        scale = "std" if self.config.scale_rewards == "group" else "none"
+        groups = rewards.reshape(-1, self.config.num_generations)
+        advantages = recipes.group_advantages(groups, scale=scale).flatten().tolist()
+        for row, advantage in zip(rows, advantages, strict=True):
+            row.advantage = advantage
+
+    def _set_teacher_prompts(self, rows: Sequence[Row]) -> None:
+        # The same example twice in a step makes two groups, so ids alone would merge them.
+        size = self.config.num_generations
+        if self.context.generates:
+            groups = [rows]
+        else:
+            groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        for group in groups:
+            built = build_batch(
+                self.context,
+                [row.example for row in group],
+                [row.rollout for row in group],
+                self.services,
+            )
+            for row, messages in zip(group, built, strict=True):
+                if messages is None:
+                    continue
+                row.teacher_messages = messages
+                row.teacher_prompt_ids = self.teacher.ids(messages)
+                self._check_window(row.example, len(row.teacher_prompt_ids), "teacher prompt")
+
+    def _check_window(self, example: Example, prompt_tokens: int, what: str) -> None:
+        total = prompt_tokens + self.config.max_completion_length
+        if self.window is not None and total > self.window:
+            raise ValueError(
+                f"{where(example)}: its {what} of {prompt_tokens} tokens and max_completion_length="
+                f"{self.config.max_completion_length} make {total}, the model's window is "
+                f"{self.window}; lower "
+                "max_completion_length or max_context_tokens, or leave the example out"
+            )
+
+
+def sampling_of(config: SelfDistillConfig) -> Sampling:
+    """Sampling settings of the training rollouts."""
+    return Sampling(
+        max_new_tokens=config.max_completion_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        min_p=config.min_p,
+        repetition_penalty=config.repetition_penalty,
+        extra=config.mapping("generation_kwargs"),
+    )
+
+
+def sampling_of_evaluation(config: SelfDistillConfig) -> Sampling:
+    """Sampling settings of evaluations: those of training, at `temperature_eval`."""
+    temperature = config.temperature if config.temperature_eval is None else config.temperature_eval
+    return replace(sampling_of(config), temperature=temperature)
+
+
+def context_limit(config: SelfDistillConfig, window: int | None) -> int | None:
+    """Tokens that the privileged part of a teacher prompt may have."""
+    if config.max_context_tokens is not None or window is None:
+        return config.max_context_tokens
+    room = (
+        window - config.max_prompt_length - config.max_completion_length - ROOM_FOR_TEMPLATE_TOKENS
+    )
+    if room < 1:
+        raise ValueError(
+            f"max_prompt_length={config.max_prompt_length} and "
+            f"max_completion_length={config.max_completion_length} leave no "
+            f"room for a context in the model's window of {window} tokens; lower one of them"
+        )
+    return room
+
+
+def _count_rows(rows: Sequence[Row], metrics: StepMetrics, *, with_signal: bool) -> None:
+    from sdkernels.train.markers import marker_stats
+
+    rollouts = [row.rollout for row in rows]
+    judged = [rollout for rollout in rollouts if rollout.reward is not None]
+    if judged:
+        metrics.add("reward", sum(rollout.reward or 0.0 for rollout in judged), len(judged))
+        metrics.add("accuracy", sum(bool(rollout.success) for rollout in judged), len(judged))
+    if with_signal:
+        metrics.add(
+            "signal_share", sum(row.teacher_prompt_ids is not None for row in rows), len(rows)
+        )
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    metrics.add("completion_length", sum(lengths), len(rows))
+    metrics.add("truncated_share", sum(rollout.truncated for rollout in rollouts), len(rows))
+    metrics.add("rollout_tokens", sum(lengths))
+    metrics.add("marker_count", marker_stats([rollout.text for rollout in rollouts], lengths).total)

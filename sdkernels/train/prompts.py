@@ -1,0 +1,95 @@
+"""Conversations to token ids, and the boundary between prompt and response.
+
+Student and teacher see different prompts but the same response ids, so what stands directly before
+the response (the generation prompt, think tags included) has to be the same on both sides;
+otherwise the first tokens are compared across two formats (siyan-zhao/OPSD issue 10).
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sdkernels.contexts.types import Example, Message
+
+CACHED_PROMPTS = 4096
+
+
+class PromptEncoder:
+    """Renders messages with a tokenizer's chat template.
+
+    Args:
+        tokenizer: with a chat template.
+        template_kwargs: extra arguments of the template, e.g. `{"enable_thinking": False}`.
+    """
+
+    def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.template_kwargs = dict(template_kwargs or {})
+        self._cache: dict[str, list[int]] = {}
+
+    def text(self, messages: list[Message], *, generation_prompt: bool = True) -> str:
+        """The prompt as text, up to where the response begins."""
+        return str(
+            self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+                **self.template_kwargs,
+            )
+        )
+
+    def ids(self, messages: list[Message]) -> list[int]:
+        """The prompt as token ids. Special tokens come from the template only, never twice."""
+        key = json.dumps(messages)
+        if key not in self._cache:
+            if len(self._cache) >= CACHED_PROMPTS:
+                self._cache.clear()
+            self._cache[key] = self.tokenizer(self.text(messages), add_special_tokens=False)[
+                "input_ids"
+            ]
+        return list(self._cache[key])
+
+    def boundary(self, messages: list[Message]) -> str:
+        """What the template puts between the last turn and the response, e.g.
+        `<|im_start|>assistant`.
+        """
+        with_prompt = self.text(messages)
+        without = self.text(messages, generation_prompt=False)
+        return with_prompt[len(without) :] if with_prompt.startswith(without) else with_prompt[-64:]
+
+
+def check_boundary(student: PromptEncoder, teacher: PromptEncoder, messages: list[Message]) -> None:
+    """Refuse templates that end the student's and the teacher's prompt differently.
+
+    A pairing on purpose (thinking on for one side only) is stated by giving the teacher its own
+    `teacher_chat_template_kwargs`, and then allowed.
+
+    Raises:
+        ValueError: the two boundaries differ without such a pairing.
+    """
+    ours, theirs = student.boundary(messages), teacher.boundary(messages)
+    if ours != theirs and student.template_kwargs == teacher.template_kwargs:
+        raise ValueError(
+            f"the student's prompt ends in {ours!r}, the teacher's in {theirs!r}, so the first "
+            "response tokens would be "
+            "compared across two formats; give both the same chat template, or state the pairing "
+            "with "
+            "teacher_chat_template_kwargs"
+        )
+
+
+def where(example: Example) -> str:
+    """How to name an example in a message: its id, and the row it came from where that is known."""
+    row = example.metadata.get("row") if example.metadata else None
+    return f"example {example.id!r}" + (f" ({row})" if row is not None else "")
+
+
+def check_prompt_length(example: Example, num_tokens: int, limit: int) -> None:
+    """Raise a `ValueError` that names the example if its prompt is too long."""
+    if num_tokens > limit:
+        raise ValueError(
+            f"{where(example)}: its prompt has {num_tokens} tokens, max_prompt_length allows "
+            f"{limit}; raise "
+            "max_prompt_length or leave the example out"
+        )

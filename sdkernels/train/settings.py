@@ -1,0 +1,57 @@
+"""Checks and conversions of settings, shared by the configuration and the parts it sets up."""
+
+from __future__ import annotations
+
+import json
+from difflib import get_close_matches
+from typing import Any
+
+import yaml
+
+
+def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
+    """Raise a `ValueError` that lists what is accepted, nearest first, unless `value` is one of "
+    "it."""
+    if value in accepted:
+        return
+    near = get_close_matches(str(value), accepted, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"{name}={value!r}{hint}: expected one of {', '.join(accepted)}")
+
+
+def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
+    """A mapping from a dict, a JSON object, or `key=value,key=value` with values read as YAML; None
+    stays None.
+    """
+    if value is None or isinstance(value, dict):
+        return value
+    if not isinstance(value, str):
+        raise TypeError(
+            f"{name}: expected a mapping, a JSON object or key=value pairs, got "
+            f"{type(value).__name__}"
+        )
+    text = value.strip()
+    if text.startswith("{"):
+        try:
+            return dict(json.loads(text))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name}: not valid JSON ({error}): {text!r}") from error
+    pairs = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        key, equals, raw = part.partition("=")
+        if not equals or not key.strip():
+            raise ValueError(
+                f"{name}: expected key=value, got {part!r}; write a value with commas as JSON"
+            )
+        pairs[key.strip()] = number_or(yaml.safe_load(raw))
+    return pairs
+
+
+def number_or(value: Any) -> Any:
+    """`value`, with the numbers that YAML 1.1 takes for text (`1e-5`) read as numbers."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value

@@ -1,0 +1,196 @@
+"""The loss of one micro-batch: two trunk passes, thresholds where a gate needs them, and
+`sd.token_loss`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels import gates, recipes
+from sdkernels.engine import HiddenTeacher, LMHead, TokenStats, token_loss, token_stats
+from sdkernels.recipes import Recipe
+from sdkernels.train.batch import MicroBatch
+from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.forward import hidden_states
+from sdkernels.train.step_metrics import StepMetrics, Timers
+from sdkernels.train.teacher import TeacherWeights
+
+SUPPLIED = frozenset({"weight", "adv", "success", "gap_scale"})
+
+
+@dataclass
+class Thresholds:
+    """Thresholds of an entropy gate for the packed tokens of one micro-batch."""
+
+    gate: gates.BoundGate
+
+    @classmethod
+    def packed(
+        cls, bound: gates.BoundGate, batch: MicroBatch, rows: slice = slice(None)
+    ) -> Thresholds:
+        """Those of the micro-batch's tokens, from a gate that was bound to `[B, L]` entropies."""
+        tau_N = batch.pack(bound.tau[rows])
+        sigma_N = None if bound.sigma is None else batch.pack(bound.sigma[rows])
+        return cls(dataclasses.replace(bound, tau=tau_N, sigma=sigma_N))
+
+
+class StepLoss:
+    """Computes losses with one recipe and one teacher.
+
+    Raises:
+        ValueError: the recipe needs a per-token input that a trainer cannot make.
+    """
+
+    def __init__(
+        self,
+        config: SelfDistillConfig,
+        recipe: Recipe,
+        gate: gates.Gate | None,
+        teacher: TeacherWeights | None,
+    ) -> None:
+        unknown = recipe.inputs - SUPPLIED
+        if unknown:
+            raise ValueError(
+                f"recipe {recipe.name!r} needs the per-token inputs {sorted(unknown)}, which the "
+                "trainer does not make "
+                f"(it makes {sorted(SUPPLIED)}); call sd.token_loss with them in your own loop"
+            )
+        self.config = config
+        self.recipe = recipe
+        self.gate = gate
+        self.teacher = teacher
+        self.engine_settings: dict[str, Any] = {
+            **recipe.engine,
+            "temperature": config.temperature_of_loss,
+            "teacher_temperature": config.teacher_temperature,
+            "chunk_bytes": config.chunk_bytes,
+            "slab_dtype": config.slab_dtype,
+            "backend": config.engine_backend,
+            "debug": config.engine_debug,
+        }
+
+    @property
+    def gate_spans_step(self) -> bool:
+        """Whether the gate's threshold is that of the whole optimisation step, so that it cannot be
+        had batch by batch.
+        """
+        return self.gate is not None and getattr(self.gate, "scope", None) == "batch"
+
+    def __call__(
+        self, model: Any, batch: MicroBatch, thresholds: Thresholds | None, timers: Timers
+    ) -> tuple[Tensor, TokenStats]:
+        """Scalar loss of the micro-batch (its share of the step's mean) and the statistics of its
+        tokens `[N]`.
+        """
+        teacher = self._teacher_side(batch, timers)
+        with timers.section("student_forward"):
+            hidden_ND = hidden_states(model, batch.student)
+        with timers.section("loss"):
+            head = self._head(model)
+            tokens = {
+                "weight": batch.weight_N,
+                "adv": batch.advantage_N,
+                "success": batch.success_N,
+            }
+            gate = None if thresholds is None else thresholds.gate
+            if self._needs_statistics_first(thresholds):
+                before = self._statistics(hidden_ND, head, batch, teacher)
+                mask_BL = batch.unpack(batch.keep_N)
+                if self.gate is not None and gate is None:
+                    bound = self.gate.bind(batch.unpack(before.entropy), mask_BL)
+                    gate = Thresholds.packed(bound, batch).gate
+                if "gap_scale" in self.recipe.inputs:
+                    gap_BL = batch.unpack(before.teacher_logp - before.logp)
+                    tokens["gap_scale"] = batch.pack(recipes.gap_scale(gap_BL, mask_BL))
+            return token_loss(
+                hidden_ND,
+                head,
+                self.recipe.loss_fn,
+                targets=batch.target_N,
+                teacher=teacher,
+                tokens={
+                    name: value for name, value in tokens.items() if name in self.recipe.inputs
+                },
+                mask=batch.keep_N,
+                gate=gate,
+                **self.engine_settings,
+            )
+
+    def entropies(self, model: Any, batch: MicroBatch) -> Tensor:
+        """Student entropies of a micro-batch as `[B, L]`, without gradient."""
+        with torch.no_grad():
+            hidden_ND = hidden_states(model, batch.student)
+            stats = self._statistics(hidden_ND, self._head(model), batch, None)
+            return batch.unpack(stats.entropy)
+
+    def _teacher_side(self, batch: MicroBatch, timers: Timers) -> HiddenTeacher | None:
+        if self.teacher is None or batch.teacher is None:
+            return None
+        with timers.section("teacher_forward"), self.teacher.active() as network:
+            hidden_ND = hidden_states(network, batch.teacher)
+            return HiddenTeacher(hidden_ND.detach(), self._head(network))
+
+    def _needs_statistics_first(self, thresholds: Thresholds | None) -> bool:
+        unbound = self.gate is not None and thresholds is None
+        return unbound or "gap_scale" in self.recipe.inputs
+
+    def _statistics(
+        self, hidden_ND: Tensor, head: LMHead, batch: MicroBatch, teacher: HiddenTeacher | None
+    ) -> TokenStats:
+        settings = {k: v for k, v in self.engine_settings.items() if k not in self.recipe.engine}
+        with torch.no_grad():
+            return token_stats(
+                hidden_ND.detach(),
+                head,
+                targets=batch.target_N,
+                teacher=teacher,
+                mask=batch.keep_N,
+                **settings,
+            )
+
+    def _head(self, model: Any) -> LMHead:
+        return LMHead.from_model(model, valid_vocab=self.config.valid_vocab)
+
+
+def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
+    """The gate that the settings name, for recipes that need one.
+
+    Raises:
+        ValueError: a gate for a recipe that has no use for it.
+    """
+    if "gate" not in recipe.needs:
+        if config.gate is not None:
+            raise ValueError(
+                f"gate={config.gate!r} has no effect with recipe {recipe.name!r}; leave it out"
+            )
+        return None
+    settings = config.mapping("gate_args")
+    if config.gate == "entropy_sign":
+        return gates.EntropySign(**(settings or {"quantile": 0.8}))
+    return gates.DirectionAdaptive(**settings)
+
+
+def add_statistics(metrics: StepMetrics, batch: MicroBatch, stats: TokenStats) -> None:
+    """Sums of a micro-batch's statistics over the tokens of its loss."""
+    keep = batch.keep_N
+    count = keep.sum()
+    metrics.add("num_tokens", count)
+
+    def total(name: str, values_N: Tensor) -> None:
+        metrics.add(name, torch.where(keep, values_N, 0.0).sum().double(), count)
+
+    for name in ("entropy", "teacher_entropy", "kl_teacher_student"):
+        if name in stats:
+            total(name, stats[name])
+    if "teacher_logp" in stats:
+        gap_N = stats.teacher_logp - stats.logp
+        total("gap", gap_N)
+        total("gap_abs", gap_N.abs())
+    if "direction" in stats:
+        total("direction", stats.direction)
+        total("push_share", (stats.direction < 0).float())

@@ -1,0 +1,385 @@
+"""`SelfDistillTrainer`: transformers' Trainer with rollouts, teacher prompts and the fused loss.
+
+One optimisation step: all its prompts are rolled out, judged and given their teacher prompts at
+once, so that what is sampled does not depend on gradient accumulation; then each micro-batch runs
+the trunks and the loss. The lm_head is never
+applied by the model: the engine does it, without a `[tokens, vocab]` tensor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import TrainerCallback
+
+from sdkernels import contexts, recipes
+from sdkernels.contexts import Example, Services
+from sdkernels.engine import TokenStats
+from sdkernels.train.batch import MicroBatch, Row, collate
+from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.evaluation import evaluate
+from sdkernels.train.forward import run_inside_forward
+from sdkernels.train.hooks import StepHooks, use_compact_progress
+from sdkernels.train.interrupt import StopRequest
+from sdkernels.train.loading import context_window
+from sdkernels.train.prepare import StepBuilder, context_limit, sampling_of_evaluation
+from sdkernels.train.records import (
+    METRICS_FILE,
+    TOKENS_FILE,
+    JsonLines,
+    pick_rows,
+    row_columns,
+    token_record,
+)
+from sdkernels.train.resumable import ResumableTrainer
+from sdkernels.train.rollout import RolloutBackend, TransformersRollout
+from sdkernels.train.step_loss import StepLoss, Thresholds, add_statistics, make_gate
+from sdkernels.train.step_metrics import StepMetrics, Timers, peak_memory_bytes
+from sdkernels.train.teacher import TeacherWeights
+
+
+class SelfDistillTrainer(ResumableTrainer):
+    """Train a causal language model on its own rollouts against a teacher that sees more.
+
+    Args:
+        model: the student; a PEFT model is welcome.
+        args: settings.
+        train_dataset: `Example`s.
+        eval_dataset: `Example`s for `eval_strategy`, or None.
+        processing_class: the tokenizer, with a chat template.
+        teacher_model: model of an external teacher, or a frozen copy that several runs share.
+        critic: for contexts that need one.
+        rollout: samples responses; default: transformers' generation with the live model.
+        callbacks, optimizers: as in transformers.
+
+    `per_device_train_batch_size` counts prompts; each becomes `num_generations` rollouts.
+
+    Raises:
+        ValueError: settings or data that cannot work; the message names the field or the row.
+    """
+
+    args: SelfDistillConfig
+
+    def __init__(
+        self,
+        model: Any,
+        args: SelfDistillConfig,
+        train_dataset: Sequence[Example],
+        processing_class: Any,
+        *,
+        eval_dataset: Sequence[Example] | None = None,
+        teacher_model: Any = None,
+        critic: Any = None,
+        rollout: RolloutBackend | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        recipe = recipes.get(args.recipe, **args.mapping("recipe_args"))
+        context = contexts.get(args.context, **args.mapping("context_args"))
+        self.stop = StopRequest()
+        self.teacher = self._make_teacher(args, recipe, model, teacher_model)
+        window = _narrower(context_window(model), teacher_model)
+        services = Services(
+            tokenizer=processing_class,
+            critic=critic,
+            max_context_tokens=context_limit(args, window),
+        )
+        backend = rollout or TransformersRollout(
+            lambda: self.unwrapped,
+            processing_class,
+            batch_size=args.rollout_batch_size,
+            should_stop=self.abandon_if_asked,
+        )
+        self.builder = StepBuilder(
+            args, processing_class, recipe, context, backend, services, window=window
+        )
+        self.builder.check(train_dataset)
+        self.step_loss = StepLoss(args, recipe, make_gate(args, recipe), self.teacher)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=list,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+            callbacks=[StepHooks(self), *(callbacks or [])],
+            optimizers=optimizers,
+        )
+        use_compact_progress(self)
+        # Weights are already those of the whole optimisation step.
+        self.loss_is_scaled_for_ga = True
+        self.metrics = StepMetrics()
+        self.timers = Timers(args.device)
+        folder = Path(args.output_dir)
+        self.metrics_log = JsonLines(folder / METRICS_FILE)
+        self.tokens_log = JsonLines(folder / TOKENS_FILE)
+        self.logs = (self.metrics_log, self.tokens_log)
+        self._shown: list[Row] = []
+        self._logged_at = time.perf_counter()
+
+    @property
+    def unwrapped(self) -> Any:
+        """The student without the wrappers of distribution and mixed precision."""
+        return self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=True)
+
+    @staticmethod
+    def _make_teacher(
+        args: SelfDistillConfig, recipe: recipes.Recipe, model: Any, teacher_model: Any
+    ) -> TeacherWeights | None:
+        if "teacher" not in recipe.needs:
+            return None
+        teacher = TeacherWeights(
+            args.teacher_model_kind,
+            model,
+            model=teacher_model,
+            update_rate=args.teacher_update_rate,
+            sync_steps=args.teacher_sync_steps,
+        )
+        if teacher.model is not None:
+            teacher.model.to(args.device)
+        return teacher
+
+    # --- one optimisation step --------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Any]], int | float]:
+        """Fetch the prompts of the whole step and make its micro-batches; called once per
+        optimisation step.
+        """
+        self.begin_step()
+        prompts = [
+            examples for _, examples in zip(range(num_batches), epoch_iterator, strict=False)
+        ]
+        examples = [example for batch in prompts for example in batch]
+        if not examples:
+            return [], 0
+        rows = self.builder.build(
+            examples,
+            step=self.state.global_step,
+            rank=self.args.process_index,
+            timers=self.timers,
+            metrics=self.metrics,
+        )
+        self.abandon_if_asked()
+        mask_BL = self.builder.mask(rows)
+        num_items = self._over_ranks(self.builder.num_items(mask_BL))
+        self.builder.weigh(rows, mask_BL, num_items)
+        self._shown = self._rows_to_show(rows)
+        batches, start = [], 0
+        for group in prompts:
+            end = start + len(group) * self.args.num_generations
+            batches.append(
+                collate(
+                    rows[start:end],
+                    self.processing_class.pad_token_id,
+                    device,
+                    with_teacher=self.teacher is not None,
+                )
+            )
+            start = end
+        thresholds = self._thresholds_of_step(batches)
+        inputs = [
+            {"input_ids": batch.student.input_ids, "micro_batch": batch, "thresholds": threshold}
+            for batch, threshold in zip(batches, thresholds, strict=True)
+        ]
+        return inputs, num_items
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss. The denominator is already in the "
+        "weights."""
+        self.abandon_if_asked()
+        batch: MicroBatch = inputs["micro_batch"]
+
+        def loss_of_batch() -> tuple[Tensor, TokenStats]:
+            with self.accelerator.autocast():
+                return self.step_loss(self.unwrapped, batch, inputs["thresholds"], self.timers)
+
+        loss, stats = run_inside_forward(model, self.unwrapped, loss_of_batch)
+        add_statistics(self.metrics, batch, stats)
+        self._write_tokens(batch, stats)
+        if self.args.average_tokens_across_devices:
+            # Gradients are averaged over ranks, the weights are those of the sum.
+            loss = loss * self.accelerator.num_processes
+        self.timers.start("backward")
+        return (loss, stats) if return_outputs else loss
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As in transformers; the time after the loss is that of backward."""
+        loss = super().training_step(*args, **kwargs)
+        self.timers.stop("backward")
+        return loss
+
+    def _over_ranks(self, count: int) -> int | float:
+        if self.accelerator.num_processes == 1 or not self.args.average_tokens_across_devices:
+            return count
+        total = self.accelerator.reduce(
+            torch.tensor(count, device=self.args.device), reduction="sum"
+        )
+        return int(total)
+
+    def _thresholds_of_step(self, batches: list[MicroBatch]) -> list[Thresholds | None]:
+        """Thresholds of a gate over the whole step, from a pass without gradient; otherwise None
+        for each batch.
+        """
+        gate = self.step_loss.gate
+        if gate is None or not self.step_loss.gate_spans_step:
+            return [None] * len(batches)
+        with self.timers.section("student_forward"):
+            entropies = [self._entropies(batch) for batch in batches]
+        width = max(entropy.shape[1] for entropy in entropies)
+
+        def stack(parts: list[Tensor]) -> Tensor:
+            return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
+
+        bound = gate.bind(
+            stack(entropies), stack([batch.unpack(batch.keep_N) for batch in batches])
+        )
+        thresholds: list[Thresholds | None] = []
+        start = 0
+        for batch, entropy in zip(batches, entropies, strict=True):
+            rows = slice(start, start + entropy.shape[0])
+            thresholds.append(Thresholds.packed(bound, batch, rows))
+            start = rows.stop
+        return thresholds
+
+    def _entropies(self, batch: MicroBatch) -> Tensor:
+        def entropies() -> Tensor:
+            with self.accelerator.autocast():
+                return self.step_loss.entropies(self.unwrapped, batch)
+
+        with torch.no_grad():
+            return run_inside_forward(self.model_wrapped, self.unwrapped, entropies)
+
+    # --- evaluation, checkpoints ------------------------------------------------------------------
+
+    def evaluate_examples(self, examples: Sequence[Example] | None = None) -> dict[str, Any] | None:
+        """`sdkernels.train.evaluate` with the current weights and this run's settings; None without
+        examples.
+        """
+        examples = self.eval_dataset if examples is None else examples
+        if not examples:
+            return None
+        model = self.unwrapped
+        return evaluate(
+            model,
+            self.processing_class,
+            examples,
+            k=self.args.num_generations_eval,
+            sampling=sampling_of_evaluation(self.args),
+            seed=self.args.seed,
+            batch_size=self.args.rollout_batch_size,
+            template_kwargs=self.args.mapping("chat_template_kwargs"),
+            should_stop=self.abandon_if_asked,
+        )
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluation by `eval_strategy`: accuracy of sampled answers, not a loss over the data "
+        "set."""
+        result = self.evaluate_examples(eval_dataset)
+        if result is None:
+            raise ValueError("eval_dataset is not set, but eval_strategy asks for evaluations")
+        names = ("accuracy", "maj_at_k", "completion_length", "markers_per_1k", "entropy")
+        metrics = {
+            f"{metric_key_prefix}_{name}": float(result[name])
+            for name in names
+            if result[name] is not None
+        }
+        self.log(metrics)
+        handler: Any = self.callback_handler
+        self.control: Any = handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def teacher_state(self) -> dict[str, Tensor]:
+        """See `TeacherWeights.state`."""
+        return {} if self.teacher is None else self.teacher.state()
+
+    def load_teacher_state(self, state: dict[str, Tensor]) -> None:
+        """See `TeacherWeights.load_state`."""
+        if self.teacher is not None:
+            self.teacher.load_state(state)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """See `ResumableTrainer.train`."""
+        self._logged_at = time.perf_counter()
+        return super().train(resume_from_checkpoint, **kwargs)
+
+    # --- records ----------------------------------------------------------------------------------
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the step's own numbers to what transformers logs, and write the line of
+        metrics.jsonl.
+        """
+        if "loss" in logs and "learning_rate" in logs:
+            line = self._metrics_line(logs)
+            if self.is_world_process_zero():
+                self.metrics_log.append(line)
+            logs |= _flat(line)
+        super().log(logs, start_time)
+
+    def _metrics_line(self, logs: dict[str, float]) -> dict[str, Any]:
+        values = self.metrics.take(self.accelerator)
+        seconds = self.timers.take()
+        now = time.perf_counter()
+        elapsed, self._logged_at = now - self._logged_at, now
+        rollout_tokens = values.pop("rollout_tokens") or 0.0
+        return {
+            "step": self.state.global_step,
+            "loss": logs["loss"],
+            "grad_norm": logs.get("grad_norm"),
+            "learning_rate": logs["learning_rate"],
+            **values,
+            "num_tokens": int(values["num_tokens"] or 0),
+            "marker_count": int(values["marker_count"] or 0),
+            "markers_per_1k": 1000 * (values["marker_count"] or 0) / rollout_tokens
+            if rollout_tokens
+            else None,
+            "tokens_per_second": (values["num_tokens"] or 0) / elapsed if elapsed > 0 else None,
+            "peak_memory_bytes": peak_memory_bytes(),
+            "seconds": seconds,
+        }
+
+    def _rows_to_show(self, rows: list[Row]) -> list[Row]:
+        due = self.state.global_step % self.args.dump_tokens_steps == 0
+        return (
+            pick_rows(rows, self.args.dump_tokens) if due and self.is_world_process_zero() else []
+        )
+
+    def _write_tokens(self, batch: MicroBatch, stats: TokenStats) -> None:
+        for row in self._shown:
+            if any(row is candidate for candidate in batch.rows):
+                record = token_record(
+                    row,
+                    row_columns(batch, dict(stats.items()), row),
+                    condition=self.args.label,
+                    step=self.state.global_step + 1,
+                    encoder=self.builder.student,
+                    teacher_encoder=self.builder.teacher,
+                )
+                self.tokens_log.append(record)
+
+
+def _narrower(window: int | None, other_model: Any) -> int | None:
+    windows = [window, None if other_model is None else context_window(other_model)]
+    return min((size for size in windows if size is not None), default=None)
+
+
+def _flat(line: dict[str, Any]) -> dict[str, float]:
+    """What the loggers get: numbers only, the seconds one by one."""
+    flat = {key: value for key, value in line.items() if key not in ("step", "seconds")}
+    flat |= {f"seconds_{name}": value for name, value in line["seconds"].items()}
+    return {key: value for key, value in flat.items() if value is not None}

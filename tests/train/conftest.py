@@ -1,0 +1,139 @@
+"""A tiny random Llama with a byte-level tokenizer and a ChatML template, and small addition
+problems.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdkernels.contexts import Example
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
+    "}}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def tiny_tokenizer() -> Any:
+    """Byte-level, without merges: 256 bytes and three control tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    specials = ["<|im_end|>", "<|im_start|>", "<|pad|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        bos_token="<|im_start|>",
+        pad_token="<|pad|>",
+    )
+    wrapped.chat_template = CHATML
+    return wrapped
+
+
+def tiny_model(tokenizer: Any, *, seed: int = 0, **changes: Any) -> Any:
+    """A random Llama with hidden size 32 and two layers, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(LlamaConfig(**(settings | changes)))
+
+
+def problems(count: int, *, uneven: bool = True) -> list[Example]:
+    """Additions with answer, solution and hint, of different lengths."""
+    examples = []
+    for i in range(count):
+        a, b = 1 + i, 2 + 3 * i
+        extra = " please" * (i % 3) if uneven else ""
+        examples.append(
+            Example(
+                id=f"add-{i}",
+                prompt=[{"role": "user", "content": f"{a}+{b}?{extra}"}],
+                answer=str(a + b),
+                solution=f"<think>carry {a}</think>{a} and {b} make {a + b}." + " Done." * (i % 4),
+                hint=f"count {b} on from {a}",
+                task="number",
+                metadata={"row": f"row {i + 1}"},
+            )
+        )
+    return examples
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+@pytest.fixture
+def make_model(tokenizer: Any) -> Callable[..., Any]:
+    """Builds a fresh tiny model: `make_model(seed=1, hidden_size=16)`."""
+    return lambda **settings: tiny_model(tokenizer, **settings)
+
+
+@pytest.fixture
+def make_problems() -> Callable[..., list[Example]]:
+    return problems
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model as a folder that `load_model` opens."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    tokenizer = tiny_tokenizer()
+    tiny_model(tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Callable[..., Any]:
+    """Settings of a run of a few tiny steps, with changes."""
+
+    def make(**changes: Any) -> Any:
+        from sdkernels.train.config import SelfDistillConfig
+
+        settings: dict[str, Any] = {
+            "output_dir": str(tmp_path / "run"),
+            "per_device_train_batch_size": 2,
+            "num_generations": 2,
+            "max_completion_length": 8,
+            "max_steps": 2,
+            "learning_rate": 1e-2,
+            "save_strategy": "no",
+            "use_cpu": True,
+            "disable_tqdm": True,
+            "dump_tokens": 0,
+            "seed": 7,
+        }
+        return SelfDistillConfig(**(settings | changes))
+
+    return make
