@@ -10,6 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
+# Where there is no device for the Triton kernels they run in Triton's interpreter. Triton reads this
+# when a kernel is defined, so it comes before any test module; compile-only tests start a process
+# without it.
+if not torch.accelerator.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip `gpu` and `multigpu` tests where there are too few devices, and say so."""

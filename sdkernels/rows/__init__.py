@@ -1,9 +1,9 @@
 """Row passes over logits: statistics and gradients, behind one small interface with two
 implementations.
 
-`torch_rows` (plain torch) runs everywhere and is the oracle in float64. The Triton kernels of
-`sdkernels.kernels` have their place here as soon as they ship; until then asking for them is an
-error that says so.
+`torch_rows` (plain torch) runs everywhere and is the oracle in float64. `triton_rows` runs the
+Triton kernels of `sdkernels.kernels` on GPUs; "auto" takes it wherever it can run, but for float64
+and for CPU tensors.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ __all__ = ["BACKENDS", "RowBackend", "RowSpec", "Side", "resolve_backend"]
 BACKENDS = ("auto", "triton", "torch")
 
 logger = logging.getLogger("sdkernels")
-_announced: set[str] = set()
+_announced: set[tuple[str, str]] = set()
 
 
-def resolve_backend(backend: str, device: torch.device) -> RowBackend:
+def resolve_backend(
+    backend: str, device: torch.device, compute_dtype: torch.dtype = torch.float32
+) -> RowBackend:
     """The row backend for `device`; says once per process and device type which one runs and why.
 
     Raises:
@@ -32,11 +34,33 @@ def resolve_backend(backend: str, device: torch.device) -> RowBackend:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend={backend!r}: accepted are {', '.join(map(repr, BACKENDS))}")
-    reason = unavailable_reason()
+    if backend == "torch":
+        return _chosen(TorchRows(), device, "asked for")
+    reason = unavailable_reason(device)
+    if reason is None and compute_dtype == torch.float64:
+        reason = "the Triton kernels do not compute in float64"
     if backend == "triton":
-        raise ValueError(f"backend='triton' cannot run: {reason}. Use backend='auto' or 'torch'")
-    if device.type not in _announced:
-        _announced.add(device.type)
-        why = "asked for" if backend == "torch" else reason
-        logger.info("sdkernels: torch rows on %s (%s)", device.type, why)
-    return TorchRows()
+        if reason is not None:
+            raise ValueError(
+                f"backend='triton' cannot run: {reason}. Use backend='auto' or 'torch'"
+            )
+        return _chosen(_triton_rows(), device, "asked for")
+    if reason is None and device.type == "cpu":
+        reason = "Triton's interpreter is for tests, backend='triton' asks for it"
+    if reason is not None:
+        return _chosen(TorchRows(), device, reason)
+    return _chosen(_triton_rows(), device, "Triton runs here")
+
+
+def _triton_rows() -> RowBackend:
+    # Not at the top: importing sdkernels must not import Triton.
+    from sdkernels.rows.triton_rows import TritonRows
+
+    return TritonRows()
+
+
+def _chosen(rows: RowBackend, device: torch.device, why: str) -> RowBackend:
+    if (device.type, rows.name) not in _announced:
+        _announced.add((device.type, rows.name))
+        logger.info("sdkernels: %s rows on %s (%s)", rows.name, device.type, why)
+    return rows

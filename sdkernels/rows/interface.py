@@ -37,13 +37,18 @@ class Side:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """Statistics asked for beyond the one-pass ones, and the dtype they are computed in."""
+    """Statistics asked for beyond the one-pass ones, and the dtype they are computed in.
+
+    `gradient_dtype` is the dtype that `backward` should write, where the backend can choose; None
+    is that of the slab.
+    """
 
     compute_dtype: torch.dtype
     jsd_beta: float | None = None
     entry_clip: float | None = None
     topk: int | None = None
     topk_of: str = "student"
+    gradient_dtype: torch.dtype | None = None
 
 
 class RowState(Protocol):
@@ -79,6 +84,8 @@ class RowBackend(Protocol):
         """
         ...
 
-    def scratch_bytes(self, vocab: int, compute_dtype: torch.dtype) -> int:
-        """Temporary memory of both passes, in bytes, whatever the number of tokens of the chunk."""
+    def scratch_bytes(self, tokens: int, vocab: int, compute_dtype: torch.dtype) -> int:
+        """Temporary memory of both passes over a chunk of `tokens` tokens, in bytes; grows with
+        `tokens`, to a limit.
+        """
         ...

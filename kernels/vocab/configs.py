@@ -1,0 +1,62 @@
+"""Launch settings: a table keyed by architecture and size bucket, never by timing.
+
+What a kernel computes depends on the width of its tiles (the order of summation does), so the same
+machine and vocabulary always get the same row of the table: results are reproducible across
+processes, and neither the number of tokens nor anything measured enters.
+
+The rows were chosen by the compiler's report (`make aot`: registers, no spills, shared memory) and
+by arithmetic; they have not been timed on a GPU yet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """Columns per program and warps of the row kernels."""
+
+    tile: int
+    num_warps: int
+
+
+# A tile stays in registers: 4096 columns over 8 warps are 16 a thread and model, two loads of 16
+# bytes in bf16. A smaller vocabulary gets the smallest tile that holds it.
+_TILES = (128, 256, 512, 1024, 2048, 4096)
+_WARPS = {128: 1, 256: 1, 512: 2, 1024: 4, 2048: 4, 4096: 8}
+# JSD and the clipped KL hold more values a column.
+_MIXTURE_TILES = (128, 256, 512, 1024, 2048)
+
+
+def row_config(vocab: int) -> RowConfig:
+    """For the statistics kernel."""
+    return _smallest(vocab, _TILES)
+
+
+def elementwise_config(vocab: int) -> RowConfig:
+    """For the gradient and mixture kernels."""
+    return _smallest(vocab, _MIXTURE_TILES)
+
+
+def all_row_configs() -> list[RowConfig]:
+    """Every row of the table, for compile-only checks."""
+    return [RowConfig(tile, _WARPS[tile]) for tile in _TILES]
+
+
+def _smallest(vocab: int, tiles: tuple[int, ...]) -> RowConfig:
+    tile = next((tile for tile in tiles if tile >= vocab), tiles[-1])
+    return RowConfig(tile, _WARPS[tile])
+
+
+def architecture(device: torch.device) -> str:
+    """`sm_90`, `gfx942` ... of a GPU; "interpreter" for the CPU."""
+    if device.type == "cpu":
+        return "interpreter"
+    properties = torch.get_device_module(device).get_device_properties(device)
+    name = getattr(properties, "gcnArchName", "")
+    if name:
+        return str(name).split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"

@@ -1,0 +1,200 @@
+"""The second read that the Jensen-Shannon divergence and the entry-clipped KL need.
+
+Both are sums over entries of the log-ratio r = log T/S of the finished softmaxes:
+
+    M = beta T + (1 - beta) S
+    log M/S = max(r, 0) + log1p(w expm1(-|r|))     w = 1 - beta where r > 0, else beta
+    log M/T = max(-r, 0) + the same
+    jsd = beta KL(T||M) + (1 - beta) KL(S||M)        clipped = sum min(T r, c)
+
+The form of log M/S is exactly 0 at r = 0 and never overflows. Parts are plain sums here, added up
+by `merge_mixture_kernel` in one fixed tree. Reads 2 slabs once. Shape letters: C tokens, V
+vocabulary, P parts, N numbers kept per row.
+"""
+# mypy: disallow-untyped-defs=False
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .configs import RowConfig, elementwise_config
+from .launch import OPTIONS, Logits, on_device
+from .rownumbers import (
+    INV_Z,
+    KL_STUDENT_MIXTURE,
+    PIVOT,
+    ROW_NUMBERS,
+    SHIFT,
+    TEACHER_INV_Z,
+    TEACHER_PIVOT,
+    UNCLIPPED,
+)
+from .transform import expm1_of_negative, log1p_of_negative, logits, times
+
+_SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
+
+
+@triton.jit
+def softmax(z, kept_ptr, PIVOT_: tl.constexpr, INV_Z_: tl.constexpr):
+    """x = z - pivot and the probability, 0 in a row without mass."""
+    x = z - tl.load(kept_ptr + PIVOT_)
+    return x, tl.exp(x) * tl.load(kept_ptr + INV_Z_)
+
+
+@triton.jit
+def log_ratio(x_s, x_t, kept_ptr):
+    """r = log T/S; 0 where neither has mass."""
+    r = (x_t - x_s) + tl.load(kept_ptr + SHIFT)
+    return tl.where(r != r, 0.0, r)
+
+
+@triton.jit
+def log_mixture_over_student(r, beta):
+    """log M/S, and the part of it that log M/T shares."""
+    weight = tl.where(r > 0.0, 1.0 - beta, beta)
+    common = log1p_of_negative(weight * expm1_of_negative(-tl.abs(r)))
+    return tl.where(r > 0.0, r, 0.0) + common, common
+
+
+@triton.jit
+def mixture_kernel(
+    student_ptr,  # [C, V]
+    student_bias_ptr,  # [V] or None
+    teacher_ptr,  # [C, V]
+    teacher_bias_ptr,  # [V] or None
+    rows_ptr,  # [C, N]
+    sums_ptr,  # [C, 4, P]
+    student_stride,
+    teacher_stride,
+    vocab,
+    parts,
+    student_pre,
+    student_post,
+    teacher_pre,
+    teacher_post,
+    beta,  # None: no JSD
+    clip,  # None: no clipped KL
+    NUMBERS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """One program for each row and part."""
+    program = tl.program_id(0)
+    row = (program // parts).to(tl.int64)
+    part = program % parts
+    cols = part * TILE + tl.arange(0, TILE)
+    valid = cols < vocab
+    kept_ptr = rows_ptr + row * NUMBERS
+    out_ptr = sums_ptr + row * (4 * parts) + part
+    student_row = student_ptr + row * student_stride
+    teacher_row = teacher_ptr + row * teacher_stride
+    z_s = logits(student_row, student_bias_ptr, cols, valid, student_pre, student_post)
+    z_t = logits(teacher_row, teacher_bias_ptr, cols, valid, teacher_pre, teacher_post)
+    x_s, p_s = softmax(z_s, kept_ptr, PIVOT, INV_Z)
+    x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
+    r = log_ratio(x_s, x_t, kept_ptr)
+    if beta is not None:
+        over_student, common = log_mixture_over_student(r, beta)
+        over_teacher = tl.where(r < 0.0, -r, 0.0) + common
+        tl.store(out_ptr, -tl.sum(times(p_s, over_student), 0))
+        tl.store(out_ptr + parts, -tl.sum(times(p_t, over_teacher), 0))
+    if clip is not None:
+        entry = times(p_t, r)
+        clipped = entry > clip
+        tl.store(out_ptr + 2 * parts, tl.sum(tl.where(clipped, clip, entry), 0))
+        tl.store(out_ptr + 3 * parts, tl.sum(tl.where(clipped, p_t, 0.0), 0))
+
+
+@triton.jit
+def _part_sum(sums_ptr, parts, slots, FIELD: tl.constexpr):
+    return tl.sum(tl.load(sums_ptr + FIELD * parts + slots, mask=slots < parts, other=0.0), 0)
+
+
+@triton.jit
+def merge_mixture_kernel(
+    sums_ptr,  # [C, 4, P]
+    rows_ptr,  # [C, N]
+    jsd_ptr,  # [C] or None
+    clipped_ptr,  # [C] or None
+    parts,
+    beta,
+    NUMBERS: tl.constexpr,
+    PARTS_TILE: tl.constexpr,
+):
+    """One program a row."""
+    row = tl.program_id(0).to(tl.int64)
+    slots = tl.arange(0, PARTS_TILE)
+    row_ptr = sums_ptr + row * (4 * parts)
+    kept_ptr = rows_ptr + row * NUMBERS
+    if jsd_ptr is not None:
+        kl_student = _part_sum(row_ptr, parts, slots, 0)
+        kl_teacher = _part_sum(row_ptr, parts, slots, 1)
+        tl.store(jsd_ptr + row, beta * kl_teacher + (1.0 - beta) * kl_student)
+        tl.store(kept_ptr + KL_STUDENT_MIXTURE, kl_student)
+    if clipped_ptr is not None:
+        tl.store(clipped_ptr + row, _part_sum(row_ptr, parts, slots, 2))
+        # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
+        tl.store(kept_ptr + UNCLIPPED, 1.0 - _part_sum(row_ptr, parts, slots, 3))
+
+
+def mixture_statistics(
+    student: Logits,
+    teacher: Logits,
+    rows_CN: Tensor,
+    *,
+    jsd_beta: float | None,
+    entry_clip: float | None,
+    config: RowConfig | None = None,
+) -> dict[str, Tensor]:
+    """`jsd` and `clipped_kl_teacher_student` `[C]` where asked for; completes `rows_CN`."""
+    tokens, vocab = student.raw_CV.shape
+    config = elementwise_config(vocab) if config is None else config
+    parts = triton.cdiv(vocab, config.tile)
+    stats = {}
+    if jsd_beta is not None:
+        stats["jsd"] = rows_CN.new_empty(tokens)
+    if entry_clip is not None:
+        stats["clipped_kl_teacher_student"] = rows_CN.new_empty(tokens)
+    if tokens == 0:
+        return stats
+    sums_C4P = torch.empty(
+        (tokens, _SUMS, parts), dtype=torch.float32, device=student.raw_CV.device
+    )
+    with on_device(student.raw_CV):
+        mixture_kernel[(tokens * parts,)](
+            student.raw_CV,
+            student.bias_V,
+            teacher.raw_CV,
+            teacher.bias_V,
+            rows_CN,
+            sums_C4P,
+            student.stride,
+            teacher.stride,
+            vocab,
+            parts,
+            student.pre,
+            student.post,
+            teacher.pre,
+            teacher.post,
+            jsd_beta,
+            entry_clip,
+            NUMBERS=ROW_NUMBERS,
+            TILE=config.tile,
+            num_warps=config.num_warps,
+            **OPTIONS,
+        )
+        merge_mixture_kernel[(tokens,)](
+            sums_C4P,
+            rows_CN,
+            stats.get("jsd"),
+            stats.get("clipped_kl_teacher_student"),
+            parts,
+            jsd_beta,
+            NUMBERS=ROW_NUMBERS,
+            PARTS_TILE=triton.next_power_of_2(parts),
+            num_warps=1,
+            **OPTIONS,
+        )
+    return stats

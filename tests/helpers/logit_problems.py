@@ -1,0 +1,115 @@
+"""Logit problems for kernel tests: slabs of both models, what the oracle makes of them, and how a
+result of the kernels is judged.
+
+The kernels run on this machine's device, or in Triton's interpreter where there is none. Shape
+letters: C tokens, V vocabulary, D hidden, K ids a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.stats import DIFFERENTIABLE
+from sdkernels.rows import RowBackend, RowSpec, Side
+from sdkernels.rows.torch_rows import TorchRows
+from sdkernels.testing import assert_close_to_reference, input_families
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@dataclass(frozen=True)
+class LogitProblem:
+    """One chunk: both sides, ids, and what is asked for."""
+
+    student: Side
+    teacher: Side | None
+    ids_CK: Tensor | None
+    spec: RowSpec = RowSpec(torch.float32)  # noqa: RUF009 - frozen
+
+    def run(
+        self,
+        rows: RowBackend,
+        dtype: torch.dtype | None = None,
+        only: tuple[str, ...] = tuple(DIFFERENTIABLE),
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Statistics and gradient of the statistics named in `only`, with random coefficients per
+        token; with `dtype` the same numbers in that dtype, computed in it.
+        """
+        problem = self if dtype is None else self._in(dtype)
+        stats, state = rows.forward(
+            _fresh(problem.student),
+            None if problem.teacher is None else _fresh(problem.teacher),
+            problem.ids_CK,
+            None,
+            problem.spec,
+        )
+        stats = {name: value.clone() for name, value in stats.items()}
+        names = [name for name in stats if name in only]
+        return stats, rows.backward(state, coefficients(stats, names)).clone()
+
+    def _in(self, dtype: torch.dtype) -> LogitProblem:
+        spec = replace(self.spec, compute_dtype=dtype, gradient_dtype=None)
+        teacher = None if self.teacher is None else _cast(self.teacher, dtype)
+        return replace(self, student=_cast(self.student, dtype), teacher=teacher, spec=spec)
+
+
+def coefficients(stats: dict[str, Tensor], names: list[str]) -> dict[str, Tensor]:
+    """A random number per token and statistic, of both signs; never ones."""
+    found = {}
+    for seed, name in enumerate(sorted(names)):
+        generator = torch.Generator().manual_seed(seed)
+        value = torch.randn(stats[name].shape, generator=generator, dtype=torch.float32)
+        found[name] = value.to(stats[name].device, stats[name].dtype)
+    return found
+
+
+def family(
+    name: str,
+    tokens: int = 5,
+    vocab: int = 300,
+    *,
+    dtype: torch.dtype = torch.float32,
+    ids: int = 1,
+    spec: RowSpec = RowSpec(torch.float32),  # noqa: B008 - frozen
+) -> LogitProblem:
+    """A problem with logits from one of `sdkernels.testing.input_families`, rounded to `dtype`."""
+    inputs = input_families()[name](tokens, 16, vocab, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    ids_CK = torch.randint(vocab, (tokens, ids), generator=generator).to(DEVICE)
+    student = Side(inputs.logits().to(DEVICE, dtype))
+    return LogitProblem(student, Side(inputs.teacher_logits().to(DEVICE, dtype)), ids_CK, spec)
+
+
+def assert_like_oracle(
+    problem: LogitProblem,
+    rows: RowBackend,
+    only: tuple[str, ...] = tuple(DIFFERENTIABLE),
+) -> None:
+    """Statistics and gradient of `rows` against torch rows in float64, by what torch rows lose in
+    float32.
+    """
+    stats, grad = problem.run(rows, only=only)
+    exact, exact_grad = problem.run(TorchRows(), torch.float64, only)
+    plain, plain_grad = problem.run(TorchRows(), torch.float32, only)
+    assert stats.keys() == exact.keys()
+    for name, value in stats.items():
+        if name == "topk_ids":
+            assert torch.equal(value, exact[name])
+            continue
+        assert_close_to_reference(value, exact[name], plain[name], name=name, check_stride=False)
+    assert_close_to_reference(
+        grad, exact_grad, plain_grad.to(grad.dtype), kind="gradient", name="gradient"
+    )
+
+
+def _cast(side: Side, dtype: torch.dtype) -> Side:
+    bias_V = None if side.bias_V is None else side.bias_V.to(dtype)
+    return replace(side, raw_CV=side.raw_CV.to(dtype), bias_V=bias_V)
+
+
+def _fresh(side: Side) -> Side:
+    """A copy with the same strides, since both passes may overwrite an owned slab."""
+    return replace(side, raw_CV=side.raw_CV.clone()) if side.owned else side
