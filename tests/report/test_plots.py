@@ -1,0 +1,56 @@
+import struct
+from pathlib import Path
+
+from report.make_fixture import CONDITIONS, make_run, make_study
+
+from sdkernels.report.load import Problems, Run, load_run
+from sdkernels.report.plots import draw
+
+
+def load(*folders: Path) -> list[Run]:
+    runs = [load_run(folder, "", Problems()) for folder in folders]
+    for run in runs:
+        run.label = run.summary["title"]
+    return runs
+
+
+def size(path: Path) -> tuple[int, int]:
+    header = path.read_bytes()[:24]
+    assert header.startswith(b"\x89PNG")
+    return struct.unpack(">II", header[16:24])
+
+
+def test_a_study_gets_its_plots_and_the_same_bytes_twice(tmp_path: Path) -> None:
+    study = make_study(tmp_path / "study")
+    runs = load(*(study / row[0] for row in CONDITIONS))
+    first = draw(runs, tmp_path / "a")
+    second = draw(runs, tmp_path / "b")
+    assert [path.name for path in first] == [
+        "learning_curves.png",
+        "accuracy.png",
+        "time_per_step.png",
+    ]
+    assert min(size(first[0])) > 600
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_plots_without_numbers_are_not_drawn_and_old_ones_removed(tmp_path: Path) -> None:
+    draw(load(make_run(tmp_path / "run")), tmp_path / "plots")
+    (tmp_path / "empty").mkdir()
+    assert draw(load(tmp_path / "empty"), tmp_path / "plots") == []
+    assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_hostile_titles_are_drawn_as_text(tmp_path: Path, recwarn) -> None:
+    runs = load(make_run(tmp_path / "a"), make_run(tmp_path / "b"))
+    runs[0].label, runs[1].label = "$\\frac{1}$ 東京 \x00", "_hidden"
+    assert len(draw(runs, tmp_path / "plots")) == 3
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_importing_reports_does_not_import_matplotlib() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, sdkernels.report; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
