@@ -8,6 +8,7 @@ under a hash of the model, the prompt and the settings.
 from __future__ import annotations
 
 import logging
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,6 +22,7 @@ from sdkernels.contexts.types import Example, Message, Rollout
 
 logger = logging.getLogger(__name__)
 
+ATTEMPT = "student's attempt"
 INSTRUCTION = """\
 Above is a student's attempt at a problem, with the reference for it. Write the attempt again, \
 step by step:
@@ -57,12 +59,20 @@ def critique_messages(example: Example, rollout: Rollout) -> list[Message] | Non
     solution = strip_thinking(example.solution or "")
     if solution:
         parts.append(_block("reference solution", solution))
-    parts += [_block("student's attempt", attempt), INSTRUCTION]
+    parts += [_block(ATTEMPT, attempt), INSTRUCTION]
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
 
 def _block(label: str, text: str) -> str:
-    return f"[{label}]\n{text}\n[end of {label}]"
+    return f"{_fence(label)}\n{text}\n{_fence_end(label)}"
+
+
+def _fence(label: str) -> str:
+    return f"[{label}]"
+
+
+def _fence_end(label: str) -> str:
+    return f"[end of {label}]"
 
 
 def _question(prompt: Sequence[Message]) -> str:
@@ -75,13 +85,13 @@ def _question(prompt: Sequence[Message]) -> str:
 def usable_critique(text: str) -> str | None:
     """The critique to show, or None where `text` is of no use.
 
-    Think blocks and the fence of the attempt are taken off. Of no use is a reply that is then
-    empty, has no letter or digit, is more than a tenth unprintable, or repeats one line for more
-    than half of ten or more lines.
+    Think blocks are taken off, and so is the fence of the attempt with what follows it, which small
+    models copy. Of no use is a reply that is then empty, has no letter or digit, is more than a
+    tenth unprintable, or says one sentence or line more often than all others together (counted
+    from six on).
     """
-    critique = strip_thinking(text)
-    for fence in ("[student's attempt]", "[end of student's attempt]"):
-        critique = critique.removeprefix(fence).removesuffix(fence).strip()
+    critique = strip_thinking(text).removeprefix(_fence(ATTEMPT)).split(_fence_end(ATTEMPT))[0]
+    critique = critique.strip()
     if not any(character.isalnum() for character in critique):
         return None
     odd = sum(
@@ -91,8 +101,8 @@ def usable_critique(text: str) -> str | None:
     )
     if odd > len(critique) / 10:
         return None
-    lines = [line.strip() for line in critique.splitlines() if line.strip()]
-    if len(lines) >= 10 and Counter(lines).most_common(1)[0][1] > len(lines) / 2:
+    parts = [part.strip() for part in re.split(r"[.!?]\s|\n", critique) if part.strip()]
+    if len(parts) >= 6 and Counter(parts).most_common(1)[0][1] > len(parts) / 2:
         return None
     return critique
 

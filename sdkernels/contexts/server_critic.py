@@ -84,12 +84,8 @@ class ServerCritic(CachedCritic):
         self._api_key = api_key
 
     def _identity(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "server": self.url,
-            "max_tokens": self.max_tokens,
-            "temperature": 0,
-        }
+        # Not the url: the same model may be back on another port.
+        return {"model": self.model, "max_tokens": self.max_tokens, "temperature": 0}
 
     def check(self) -> None:
         """Ask for one token, to learn before training whether the server works.

@@ -183,7 +183,7 @@ def _clean(text: str) -> str:
     text = text.strip(_WRAPPING)
     if text.startswith("<") and text.endswith(">"):  # the form of the instruction, filled in
         text = text[1:-1]
-    return text.strip(_WRAPPING)[:MAX_ANSWER_CHARS]
+    return text.strip(_WRAPPING)[:MAX_ANSWER_CHARS].rstrip(_WRAPPING + ".")
 
 
 def _ascii_digits(text: str) -> str:

@@ -43,7 +43,9 @@ _KIND_OF_TASK = {name: kind for kind, tasks in GYM_KINDS.items() for name in tas
 GYM_TASKS = frozenset(_KIND_OF_TASK)
 KINDS = ("number", "math", "string", "choice")
 
-_CHOICE = re.compile(r"[\[(\"*\s]*([A-J])(?:[\])\".:*\s]|$)")
+# A lower-case letter needs more than a space after it: "a cat" chooses nothing.
+_CHOICE = re.compile(r"[\[(\"*$\s]*(?:([A-J])(?=[\])\".:*$\s]|$)|([a-j])(?=[\])\".:*$]|$))")
+_LATEX_TEXT = re.compile(r"\\text\s?\{([^{}]*)\}")
 _STARTS_AS_NUMBER = re.compile(r"[\s$€£¥+\-−.\\]*(?:\d|[dt]?frac)")
 SHOWN_CHARS = 80
 
@@ -92,6 +94,24 @@ def verify(text: str, example: Example, *, time_limit_seconds: float = 5.0) -> V
         extraction.value,
         f"The final answer was read from {extraction.where} as `{shown}`, {problem}.",
     )
+
+
+def vote_key(extracted: str | None, example: Example) -> str | None:
+    """A form of an extracted answer in which equal answers are equal, for majority votes.
+
+    Numbers by value, the letter of a choice, otherwise the words without case and punctuation;
+    None where there is no answer.
+    """
+    if extracted is None:
+        return None
+    kind = kind_of(example)
+    if kind in ("number", "math"):
+        number = answers.parse_number(extracted)
+        if number is not None:
+            return f"{number.value}%" if number.percent else str(number.value)
+    if kind == "choice":
+        return _choice(extracted) or answers.plain_text(extracted)
+    return answers.plain_text(extracted)
 
 
 def kind_of(example: Example) -> str:
@@ -154,10 +174,10 @@ def _compare(kind: str, answer: str, reference: str, limit_seconds: float) -> st
     if kind == "fraction":
         return _compare_fractions(answer, reference)
     if kind == "choice":
-        match = _CHOICE.match(answers.plain_text(answer).upper() + " ")
-        if match is None:
+        letter = _choice(answer)
+        if letter is None:
             return "which is not the letter of an option"
-        return None if match.group(1) == reference else "and it is not correct"
+        return None if letter == reference.upper() else "and it is not correct"
     if kind == "list":
         ours, theirs = ([answers.plain_text(x) for x in t.split(",")] for t in (answer, reference))
         return None if ours == theirs else "and it is not correct"
@@ -171,6 +191,11 @@ def _compare(kind: str, answer: str, reference: str, limit_seconds: float) -> st
         forms = {"factors": "a product of prime factors", "hex": "a hexadecimal number"}
         return f"which is not {forms[kind]}"
     return None if found == readers[kind](reference) else "and it is not correct"
+
+
+def _choice(answer: str) -> str | None:
+    match = _CHOICE.match(_LATEX_TEXT.sub(r"\1", answer))
+    return match.group().strip('[("*$ \t').upper() if match else None
 
 
 def _compare_numbers(answer: str, reference: str) -> str | None:

@@ -67,8 +67,12 @@ def test_there_is_nothing_to_ask_about_an_attempt_that_is_all_thinking() -> None
         ("...---!!!", None),
         ("\ufffd" * 5 + "abc", None),
         ("a" * 100 + "\ufffd" * 5, "a" * 100 + "\ufffd" * 5),
+        ("Step 1\n[end of student's attempt]\n\n[student's attempt]\nStep 1", "Step 1"),
+        ("[end of student's attempt] Step 1", None),
         ("\n".join(["again"] * 12), None),
-        ("\n".join(["same"] * 9), "\n".join(["same"] * 9)),
+        ("The attempt is fine. " * 9, None),
+        ("\n".join(["same"] * 5), "\n".join(["same"] * 5)),
+        ("a\nb\na\nc\na\nd", "a\nb\na\nc\na\nd"),
     ],
 )
 def test_usable_critique(text: str, critique: str | None) -> None:

@@ -33,7 +33,7 @@ F = Fraction
         ("\\boxed{4} but Answer: 5", "5"),
         ("so \\boxed{\\frac{1}{2}} it is", "\\frac{1}{2}"),
         ("\\boxed{1} \\boxed{2}", "2"),
-        ("The answer is 5.", "5."),
+        ("The answer is 5.", "5"),
         ("The answer is \\boxed{7}", "7"),
         ("first 4, then 5 apples", "5"),
         ("Answer：5", "5"),

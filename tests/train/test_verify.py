@@ -8,7 +8,7 @@ import pytest
 
 from sdkernels.contexts import Example
 from sdkernels.train import verify as module
-from sdkernels.train.verify import GYM_TASKS, kind_of, verify
+from sdkernels.train.verify import GYM_TASKS, kind_of, verify, vote_key
 
 
 def example(answer: str | None, task: str = "", **metadata: Any) -> Example:
@@ -33,6 +33,10 @@ def example(answer: str | None, task: str = "", **metadata: Any) -> Example:
         ("Answer: Monday or Tuesday", "Monday", "string", False),
         ("Answer: (B) because", "B", "choice", True),
         ("Answer: b", "B", "choice", True),
+        ("\\boxed{\\text{B}}", "B", "choice", True),
+        ("Answer: $B$", "B", "choice", True),
+        ("Answer: b) Paris", "B", "choice", True),
+        ("Answer: a cat", "A", "choice", False),
         ("Answer: Because", "B", "choice", False),
         ("\\boxed{C}", "B", "choice", False),
         ("Answer: 2/4", "1/2", "reasoning_gym/fraction_simplification", False),
@@ -172,7 +176,7 @@ def test_the_extracted_answer_is_reported() -> None:
     [
         ("number", None, r"data.jsonl, line 3: can't be verified, because it has no `answer`"),
         ("number", "  ", "it has no `answer`"),
-        ("numbr", "5", r"no verifier for task 'numbr'\. Did you mean 'number'"),
+        ("strings", "5", r"no verifier for task 'strings'\. Did you mean 'string'"),
         ("reasoning_gym/n_queens", "5", "no verifier for task 'reasoning_gym/n_queens'"),
         ("number", "Monday", r"line 3: the reference answer 'Monday' is no number, which task"),
         ("reasoning_gym/dice", "x", "is no fraction"),
@@ -181,6 +185,22 @@ def test_the_extracted_answer_is_reported() -> None:
 def test_an_example_that_cannot_be_verified(task: str, answer: str | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         verify("Answer: 5", example(answer, task, row="data.jsonl, line 3"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "alike", "other"),
+    [
+        ("1/2", "number", ["0.5", "2/4", "$\\frac{1}{2}$", ".50"], "50%"),
+        ("x+1", "math", ["X + 1"], "1 + x"),
+        ("B", "choice", ["(b)", "B) Paris", "B."], "C"),
+        ("Paris", "string", ["paris.", " PARIS "], "Rome"),
+    ],
+)
+def test_equal_answers_vote_together(answer: str, task: str, alike: list[str], other: str) -> None:
+    problem = example(answer, task)
+    assert {vote_key(text, problem) for text in alike} == {vote_key(alike[0], problem)}
+    assert vote_key(other, problem) not in (None, vote_key(alike[0], problem))
+    assert vote_key(None, problem) is None
 
 
 def test_no_task_is_in_two_kinds_and_all_exist_upstream() -> None:
