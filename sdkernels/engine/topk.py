@@ -10,8 +10,6 @@ Shape letters: C tokens, K ids, B buckets.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -36,11 +34,18 @@ def log1mexp(log_mass: Tensor) -> Tensor:
 
 
 def buckets(logp_CK: Tensor, *, tail: bool) -> Tensor:
-    """Log-probs of the buckets, `[C, K + 1]` with a tail, `[C, K]` renormalised without."""
+    """Log-probs of the buckets, `[C, K + 1]` with a tail, `[C, K]` renormalised without.
+
+    The tail's mass is floored at the machine epsilon of the log-probs' dtype, below which their sum
+    cannot tell it from 0: in float32 the tail of a peaked row rounds to 0, and KL(T||S) would be
+    infinite. In float64 that is exact for any tail that occurs. SDPO's code floors the mass at 1e-7
+    in every dtype (tail log-prob -16.118).
+    """
     log_mass_C1 = logp_CK.logsumexp(-1, keepdim=True)
     if not tail:
         return logp_CK - log_mass_C1
-    return torch.cat([logp_CK, log1mexp(log_mass_C1)], dim=-1)
+    eps = torch.finfo(logp_CK.dtype).eps
+    return torch.cat([logp_CK, log1mexp(log_mass_C1.clamp(max=-eps))], dim=-1)
 
 
 def kl(logp_CB: Tensor, logq_CB: Tensor) -> Tensor:
@@ -49,15 +54,20 @@ def kl(logp_CB: Tensor, logq_CB: Tensor) -> Tensor:
 
 
 def jsd(student_CB: Tensor, teacher_CB: Tensor, beta: float) -> Tensor:
-    """beta KL(T||M) + (1 - beta) KL(S||M) with M = beta T + (1 - beta) S."""
-    # Where neither has mass the mixture is never read; a 0 there keeps the gradient of logaddexp
-    # from being NaN.
-    nobody = (student_CB == -torch.inf) & (teacher_CB == -torch.inf)
-    mixture_CB = torch.logaddexp(
-        teacher_CB.masked_fill(nobody, 0.0) + math.log(beta),
-        student_CB.masked_fill(nobody, 0.0) + math.log1p(-beta),
-    )
-    return beta * kl(teacher_CB, mixture_CB) + (1.0 - beta) * kl(student_CB, mixture_CB)
+    """beta KL(T||M) + (1 - beta) KL(S||M) with M = beta T + (1 - beta) S; exactly 0 for T = S.
+
+    From r = log(T/S), as in `rows.torch_rows`: a mixture formed first would leave a rounding error
+    of log M at equality. The bound on r is beyond any log-ratio of two numbers, and keeps what a
+    bucket without mass contributes at 0 times something finite.
+    """
+    ratio_CB = (teacher_CB - student_CB).nan_to_num(0.0).clamp(-1e4, 1e4)
+    shares = ratio_CB.new_tensor([beta, 1.0 - beta])
+    weight_CB = torch.where(ratio_CB > 0, shares[1], shares[0])
+    common_CB = torch.log1p(weight_CB * torch.expm1(-ratio_CB.abs()))
+    m_over_s_CB = ratio_CB.clamp(min=0.0) + common_CB
+    m_over_t_CB = (-ratio_CB).clamp(min=0.0) + common_CB
+    pull_CB = beta * teacher_CB.exp() * m_over_t_CB
+    return -(pull_CB + (1.0 - beta) * student_CB.exp() * m_over_s_CB).sum(-1)
 
 
 def derived_statistics(

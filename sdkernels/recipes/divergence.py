@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdkernels.engine import topk as topk_lists
@@ -100,25 +99,10 @@ def clipped_kl(s: Any, entry_clip: float, support: str, tail: bool | None) -> Te
 def _bucket_divergence(
     logp_CK: Tensor, teacher_logp_CK: Tensor, mixture: float, *, tail: bool
 ) -> Tensor:
-    student_CB = _buckets(logp_CK, tail=tail)
-    teacher_CB = _buckets(teacher_logp_CK, tail=tail)
+    student_CB = topk_lists.buckets(logp_CK, tail=tail)
+    teacher_CB = topk_lists.buckets(teacher_logp_CK, tail=tail)
     if mixture == 0.0:
         return topk_lists.kl(teacher_CB, student_CB)
     if mixture == 1.0:
         return topk_lists.kl(student_CB, teacher_CB)
     return topk_lists.jsd(student_CB, teacher_CB, mixture)
-
-
-def _buckets(logp_CK: Tensor, *, tail: bool) -> Tensor:
-    """Log-probs of the K ids and of the tail, or of the ids renormalised.
-
-    The tail's mass is floored at the machine epsilon of the log-probs' dtype, below which their sum
-    cannot tell it from 0: in float32 a peaked student's tail rounds to 0, and KL(T||S) would be
-    infinite. In float64 that is exact for any tail that occurs. SDPO's code floors the mass at 1e-7
-    in every dtype (tail log-prob -16.118) and sends no gradient through the tail of such a row.
-    """
-    if not tail:
-        return topk_lists.buckets(logp_CK, tail=False)
-    eps = torch.finfo(logp_CK.dtype).eps
-    log_mass_C1 = logp_CK.logsumexp(dim=-1, keepdim=True).clamp(max=-eps)
-    return torch.cat([logp_CK, topk_lists.log1mexp(log_mass_C1)], dim=-1)

@@ -155,7 +155,7 @@ def test_a_token_does_not_see_the_others(name: str, cfg: dict[str, Any]) -> None
     parts = [
         recipe.loss_fn(
             sd.TokenStats({key: value[i : i + 1] for key, value in stats.items()}),
-            tok.slice(i, i + 1),
+            Tokens({key: value[i : i + 1] for key, value in vars(tok).items()}),
         )
         for i in range(12)
     ]
@@ -166,7 +166,7 @@ def test_a_token_does_not_see_the_others(name: str, cfg: dict[str, Any]) -> None
 def test_no_token_at_all(name: str, cfg: dict[str, Any]) -> None:
     recipe, stats, tok = leaves(name, cfg)
     none = sd.TokenStats({key: value[:0] for key, value in stats.items()})
-    assert recipe.loss_fn(none, tok.slice(0, 0)).shape == (0,)
+    assert recipe.loss_fn(none, Tokens({k: v[:0] for k, v in vars(tok).items()})).shape == (0,)
 
 
 @every_configuration
