@@ -52,9 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments[:1] == [name]:
             module = importlib.import_module(f"sdkernels.cli.{name}_command")
             module.add_arguments(sub)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command != "train":
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    # `train` reads its flags itself: they are the fields of its configuration.
+    rest = arguments[1:] if arguments[:1] == ["train"] else []
+    options = parser.parse_args(["train"] if rest else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return _run(options, rest)
 
