@@ -6,6 +6,7 @@ loss needs beyond its inputs and gradients, and the number of tokens does not en
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +16,10 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Token ranges of the chunks and the bytes they need."""
+    """Token ranges of the chunks."""
 
     tokens: int
     chunk_tokens: int
-    slab_bytes: int
-    scratch_bytes: int
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -39,22 +38,34 @@ def default_chunk_bytes(device: torch.device) -> int:
     return min(max(int(0.025 * total), 256 * MIB), 4096 * MIB)
 
 
-def plan_chunks(tokens: int, token_bytes: int, scratch_bytes: int, budget_bytes: int) -> ChunkPlan:
-    """Chunks of `tokens` tokens whose slabs (`token_bytes` a token) and scratch fit into
-    `budget_bytes`.
+def plan_chunks(
+    tokens: int,
+    token_bytes: int,
+    scratch_bytes: Callable[[int], int],
+    budget_bytes: int,
+) -> ChunkPlan:
+    """Chunks of `tokens` tokens that fit into `budget_bytes`, given what a token costs
+    (`token_bytes`) and what the row backend needs for a chunk of n tokens (`scratch_bytes(n)`,
+    which never falls).
 
     Chunks are evened out: four of 512 rather than three of 680 and a rest of 8, since a small
-        product runs slowly.
+    product runs slowly.
 
     Raises:
         ValueError: not even one token fits.
     """
-    most = (budget_bytes - scratch_bytes) // token_bytes
-    if most < 1:
+    most, above = 0, max(tokens, 1) + 1
+    while above - most > 1:
+        middle = (most + above) // 2
+        if middle * token_bytes + scratch_bytes(middle) <= budget_bytes:
+            most = middle
+        else:
+            above = middle
+    if most == 0:
+        scratch = scratch_bytes(1)
         raise ValueError(
-            f"chunk_bytes={budget_bytes}: one token needs {token_bytes + scratch_bytes} bytes "
-            f"({token_bytes} for its logits, {scratch_bytes} of scratch); raise chunk_bytes"
+            f"chunk_bytes={budget_bytes}: one token needs {token_bytes + scratch} bytes "
+            f"({token_bytes} for its logits, {scratch} of scratch); raise chunk_bytes"
         )
     count = max(1, -(-tokens // most))
-    chunk_tokens = -(-tokens // count)
-    return ChunkPlan(tokens, chunk_tokens, chunk_tokens * token_bytes, scratch_bytes)
+    return ChunkPlan(tokens, -(-tokens // count))

@@ -25,11 +25,7 @@ def attach_gate(problem: Problem, gate: Any, mask: Tensor | None) -> None:
         return
     if hasattr(gate, "bind"):
         lead = problem.lead_shape
-        valid = (
-            torch.ones(lead, dtype=torch.bool, device=problem.hidden_TD.device)
-            if mask is None
-            else mask
-        )
+        valid = torch.ones(lead, dtype=torch.bool, device=problem.device) if mask is None else mask
         entropy = _entropies(problem) if gate.needs_entropy else None
         gate = gate.bind(entropy, valid)
     if not hasattr(gate, "direction"):
@@ -47,8 +43,8 @@ def attach_gate(problem: Problem, gate: Any, mask: Tensor | None) -> None:
                 f"gate.{name}: expected the shape of the tokens {list(problem.lead_shape)}, got "
                 f"{list(value.shape)}"
             )
-        thresholds[name] = value.reshape(problem.lead_shape.numel())
-    problem.gate, problem.gate_T = gate, thresholds
+        thresholds[name] = value
+    problem.gate, problem.gate_thresholds = gate, thresholds
 
 
 def _entropies(problem: Problem) -> Tensor:

@@ -12,6 +12,9 @@ from torch import Tensor
 from sdkernels.engine.linear import add_weight_gradient, hidden_gradient
 from sdkernels.engine.problem import Problem
 
+# Numbers scaled at once in a wider dtype: 32 MiB of float32.
+SCALED_AT_ONCE = 1 << 23
+
 
 class Gradients:
     """Buffers for the gradients that are needed; the weight's is summed in the compute dtype."""
@@ -19,18 +22,21 @@ class Gradients:
     def __init__(self, problem: Problem, *, hidden: bool, weight: bool, bias: bool) -> None:
         self.problem = problem
         head, dtype = problem.head, problem.spec.compute_dtype
-        hidden_TD = problem.hidden_TD
-        device = hidden_TD.device
         self.hidden_TD = self.weight_VD = self.bias_V = None
         if hidden:
             # Tokens that the mask leaves out are never written.
-            make = torch.empty_like if problem.kept_N is None else torch.zeros_like
-            self.hidden_TD = make(hidden_TD, memory_format=torch.contiguous_format)
+            make = torch.empty if problem.kept_N is None else torch.zeros
+            self.hidden_TD = make(
+                problem.total,
+                head.hidden_size,
+                dtype=self._held(problem.hidden),
+                device=problem.device,
+            )
         if weight:
-            self.weight_VD = torch.empty(head.weight.shape, dtype=dtype, device=device)
+            self.weight_VD = torch.empty(head.weight.shape, dtype=dtype, device=problem.device)
             self.weight_VD[head.vocab :].zero_()
         if bias:
-            self.bias_V = torch.zeros(head.weight.shape[0], dtype=dtype, device=device)
+            self.bias_V = torch.zeros(head.weight.shape[0], dtype=dtype, device=problem.device)
 
     @property
     def wanted(self) -> bool:
@@ -40,25 +46,40 @@ class Gradients:
     def add(self, dz_CV: Tensor, hidden_CD: Tensor, lo: int, hi: int) -> None:
         """Add the part of tokens lo..hi, given the gradient of their raw logits."""
         head, dtype = self.problem.head, self.problem.spec.compute_dtype
+        cast_rows = self.problem.cast_rows
         if self.hidden_TD is not None:
-            part_CD = hidden_gradient(dz_CV, head.weight.detach()[: head.vocab], dtype)
+            weight_VD = head.weight.detach()[: head.vocab]
+            part_CD = hidden_gradient(dz_CV, weight_VD, dtype, cast_rows=cast_rows)
             self._write_hidden(part_CD, lo, hi)
         if self.weight_VD is not None:
-            add_weight_gradient(self.weight_VD[: head.vocab], dz_CV, hidden_CD, first=lo == 0)
+            add_weight_gradient(
+                self.weight_VD[: head.vocab], dz_CV, hidden_CD, first=lo == 0, cast_rows=cast_rows
+            )
         if self.bias_V is not None:
             self.bias_V[: head.vocab] += dz_CV.sum(0, dtype=dtype)
 
-    def result(
-        self, hidden_shape: torch.Size
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Gradients of hidden, weight, bias in their own shapes and dtypes."""
+    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of hidden, weight and bias in their shapes, and in their dtypes but for float16
+        (see `_held`).
+        """
         head = self.problem.head
-        hidden = None if self.hidden_TD is None else self.hidden_TD.reshape(hidden_shape)
-        weight = None if self.weight_VD is None else self.weight_VD.to(head.weight.dtype)
-        bias = None
-        if self.bias_V is not None and head.bias is not None:
-            bias = self.bias_V.to(head.bias.dtype)
+        hidden, weight, bias = self.hidden_TD, self.weight_VD, self.bias_V
+        if hidden is not None:
+            hidden = hidden.reshape(self.problem.hidden.shape)
+        if weight is not None:
+            weight = weight.to(self._held(head.weight))
+        if bias is not None and head.bias is not None:
+            bias = bias.to(self._held(head.bias))
         return hidden, weight, bias
+
+    def _held(self, tensor: Tensor) -> torch.dtype:
+        """The dtype in which the gradient of `tensor` waits for the upstream factor.
+
+        Not float16: gradients of a mean over many tokens fall below its smallest number (6e-8)
+        until the loss scaler has multiplied them.
+        """
+        held = self.problem.spec.compute_dtype
+        return held if tensor.dtype == torch.float16 else tensor.dtype
 
     def _write_hidden(self, part_CD: Tensor, lo: int, hi: int) -> None:
         assert self.hidden_TD is not None
@@ -66,6 +87,24 @@ class Gradients:
             self.hidden_TD[lo:hi] = part_CD
         else:
             self.hidden_TD[self.problem.kept_N[lo:hi]] = part_CD.to(self.hidden_TD.dtype)
+
+
+def scaled(part: Tensor, factor: Tensor, dtype: torch.dtype, *, reuse: bool) -> Tensor:
+    """part * factor in `dtype`, in the memory of `part` where `reuse` allows it.
+
+    16-bit numbers are multiplied in float32. Rounding the factor to their dtype would make a loss
+    scale of 65536 infinite in float16, and 1/3 too large by 0.2 % in bfloat16.
+    """
+    if part.dtype == dtype and dtype.itemsize >= 4:
+        factor = factor.to(dtype)
+        return part.mul_(factor) if reuse else part * factor
+    out = part if reuse and part.dtype == dtype else torch.empty_like(part, dtype=dtype)
+    source, target = part.reshape(-1), out.view(-1)
+    wide = torch.promote_types(part.dtype, torch.float32)
+    for lo in range(0, source.numel(), SCALED_AT_ONCE):
+        hi = lo + SCALED_AT_ONCE
+        target[lo:hi] = source[lo:hi].to(wide) * factor
+    return out
 
 
 def needs_grad(tensor: Tensor | None) -> bool:

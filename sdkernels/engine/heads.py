@@ -5,6 +5,7 @@ Shape letters: V vocabulary, D hidden.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -49,22 +50,23 @@ class LMHead:
         if bias is not None:
             if not isinstance(bias, Tensor):
                 raise TypeError(f"bias: expected a tensor [V] or None, got {type(bias).__name__}")
+            if is_dtensor(bias):
+                raise TypeError("bias is a DTensor: gather it first with bias.full_tensor()")
+            if not bias.is_floating_point():
+                raise TypeError(f"bias: expected a floating dtype, got {bias.dtype}")
             if bias.shape != (vocab,):
                 raise ValueError(f"bias: expected shape [V] = [{vocab}], got {list(bias.shape)}")
             if bias.device != weight.device:
                 raise ValueError(
                     f"bias is on {bias.device}, weight on {weight.device}: move one of them"
                 )
-        if not scale > 0:
-            raise ValueError(f"scale={scale!r}: expected a number above 0")
-        if softcap is not None and not softcap > 0:
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale!r}: expected a finite number above 0")
+        if softcap is not None and not 0 < softcap < math.inf:
             raise ValueError(
-                f"softcap={softcap!r}: expected a number above 0, or None for no softcap"
+                f"softcap={softcap!r}: expected a finite number above 0, or None for no softcap"
             )
-        if valid_vocab is not None and not 1 <= valid_vocab <= vocab:
-            raise ValueError(
-                f"valid_vocab={valid_vocab!r}: expected 1 to V = {vocab}, or None for all"
-            )
+        check_valid_vocab(valid_vocab, vocab)
         self.weight = weight
         self.bias = bias
         self.scale = float(scale)
@@ -183,7 +185,7 @@ def _check_weight(weight: Any) -> None:
         )
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor [V, D], got {type(weight).__name__}")
-    if _is_dtensor(weight):
+    if is_dtensor(weight):
         raise TypeError(
             "weight is a DTensor (a shard under FSDP2 or tensor parallelism): gather it first with "
             "weight.full_tensor(), or compute the loss inside the root module's forward where it "
@@ -196,6 +198,11 @@ def _check_weight(weight: Any) -> None:
         )
     if weight.dim() != 2:
         raise ValueError(f"weight: expected shape [V, D], got {list(weight.shape)}")
+    if "quant" in type(weight).__name__.lower():
+        # Such tensors may claim the dtype that they would have when dequantised.
+        raise TypeError(
+            f"weight is a {type(weight).__name__}, a quantised head: dequantise it first"
+        )
     if weight.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
         raise TypeError(
             f"weight has dtype {weight.dtype} (a quantised head?): accepted are float64, float32, "
@@ -204,7 +211,19 @@ def _check_weight(weight: Any) -> None:
         )
 
 
-def _is_dtensor(tensor: Tensor) -> bool:
+def check_valid_vocab(valid_vocab: Any, vocab: int) -> None:
+    """Raise unless `valid_vocab` is None or a number of entries that there are."""
+    if valid_vocab is None:
+        return
+    if not isinstance(valid_vocab, int) or not 1 <= valid_vocab <= vocab:
+        raise ValueError(
+            f"valid_vocab={valid_vocab!r}: expected a whole number from 1 to V = {vocab}, or None "
+            "for all"
+        )
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether this is a shard under FSDP2 or tensor parallelism."""
     return hasattr(tensor, "full_tensor") and hasattr(tensor, "device_mesh")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -73,10 +74,6 @@ class TokenStats:
         """The same statistics with `function` applied to each tensor."""
         return TokenStats({name: function(tensor) for name, tensor in self.__dict__.items()})
 
-    def slice(self, lo: int, hi: int) -> TokenStats:
-        """Statistics of tokens lo..hi, detached."""
-        return self.map(lambda tensor: tensor.detach()[lo:hi])
-
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name}{list(tensor.shape)}" for name, tensor in self.__dict__.items())
         return f"TokenStats({shapes})"
@@ -94,12 +91,17 @@ class Tokens:
         given = ", ".join(self.__dict__) or "nothing"
         raise MissingFieldError(
             f"the loss function reads tok.{name}, but tokens= has {given}: add tokens={{{name!r}: "
-            "...}}"
+            "...}"
         )
 
-    def slice(self, lo: int, hi: int) -> Tokens:
-        """The tokens lo..hi of this chunk."""
-        return Tokens({name: tensor[lo:hi] for name, tensor in self.__dict__.items()})
+
+Fields = TypeVar("Fields", TokenStats, Tokens)
+
+
+def pick(fields: Fields, rows: Tensor) -> Fields:
+    """The same fields for the tokens `rows` of the chunk, detached copies."""
+    # Not a method: any name may be a field of Tokens.
+    return type(fields)({name: tensor.detach()[rows] for name, tensor in vars(fields).items()})
 
 
 def zeros_like_stat(tensor: Tensor, tokens: int) -> Tensor:

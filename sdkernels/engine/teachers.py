@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdkernels.engine.heads import LMHead, as_head
+from sdkernels.engine.heads import LMHead, as_head, check_valid_vocab
 
 
 class HiddenTeacher:
@@ -57,11 +57,7 @@ class LogitsTeacher:
         self.logits = _constant(logits, "teacher.logits")
         if logits.dim() < 1 or logits.shape[-1] == 0:
             raise ValueError(f"teacher.logits: expected [..., V], got {list(logits.shape)}")
-        if valid_vocab is not None and not 1 <= valid_vocab <= logits.shape[-1]:
-            raise ValueError(
-                f"valid_vocab={valid_vocab!r}: expected 1 to V = {logits.shape[-1]}, or None for "
-                "all"
-            )
+        check_valid_vocab(valid_vocab, logits.shape[-1])
         self.valid_vocab = valid_vocab
 
     @property
@@ -84,24 +80,25 @@ class TopKTeacher:
 
     Args:
         ids: `[..., K]` integer vocabulary ids, no id twice in a row.
-        logprobs: `[..., K]` true log-probs in nats (at most 0), same shape.
+        logprobs: `[..., K]` true log-probs in nats (at most 0), same shape, at the temperature that
+            the loss uses for the student: they can't be brought to another one.
 
     Raises:
         ValueError / TypeError: shapes, dtypes, positive log-probs, or tensors that require grad.
     """
 
     def __init__(self, ids: Tensor, logprobs: Tensor, *, tail: bool = True) -> None:
-        if ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"teacher.ids: expected int64 or int32, got {ids.dtype}")
-        if not logprobs.is_floating_point():
-            raise TypeError(f"teacher.logprobs: expected a floating dtype, got {logprobs.dtype}")
+        if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+            came = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+            raise TypeError(f"teacher.ids: expected int64 or int32 ids, got {came}")
+        logprobs = _constant(logprobs, "teacher.logprobs")
         if ids.shape != logprobs.shape or ids.dim() < 1 or ids.shape[-1] == 0:
             raise ValueError(
                 f"teacher: expected ids and logprobs of one shape [..., K], got {list(ids.shape)} "
                 f"and {list(logprobs.shape)}"
             )
         self.ids = ids.long()
-        self.logprobs = _constant(logprobs, "teacher.logprobs")
+        self.logprobs = logprobs
         self.tail = tail
         if ids.device.type == "cpu" and ids.numel():
             # A little above 0 is rounding of the server's softmax; more is not a log-prob.

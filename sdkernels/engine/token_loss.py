@@ -12,21 +12,30 @@ Shape letters: T tokens, N tokens left by the mask, C tokens of a chunk, V vocab
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdkernels.engine.arguments import build_problem
+from sdkernels.engine.checks import (
+    LossFn,
+    check_coefficients,
+    check_finite,
+    check_shape,
+    check_sources,
+    check_token_by_token,
+    check_unchanged,
+    versions_of,
+)
 from sdkernels.engine.gating import attach_gate
-from sdkernels.engine.grads import Gradients, graph_is_kept, needs_grad
+from sdkernels.engine.grads import Gradients, graph_is_kept, needs_grad, scaled
 from sdkernels.engine.heads import LMHead, as_head
-from sdkernels.engine.problem import Problem, build_problem
-from sdkernels.engine.stats import DIFFERENTIABLE, Tokens, TokenStats
+from sdkernels.engine.problem import Problem
+from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
-
-LossFn = Callable[[TokenStats, Tokens], Tensor]
 
 
 def token_loss(
@@ -119,8 +128,7 @@ def token_loss(
         attach_gate(problem, gate, mask)
         loss, stats = _run(problem, loss_fn, gradients)
     if gradients.wanted:
-        parts = gradients.result(hidden.shape)
-        loss = _Attach.apply(loss, parts, hidden, head.weight, head.bias)
+        loss = _Attach.apply(loss, gradients.parts(), hidden, head.weight, head.bias)
     return loss, stats
 
 
@@ -154,20 +162,24 @@ def _weigh(
     tok = problem.tokens(lo, hi)
     with torch.enable_grad():
         seen = problem.user_stats(leaves)
+        versions = versions_of(seen, tok)
         loss_C = loss_fn(seen, tok)
-        _check_shape(loss_C, hi - lo)
+        check_shape(loss_C, hi - lo)
         total = loss_C.sum(dtype=problem.spec.compute_dtype)
+    check_unchanged(versions, versions_of(seen, tok))
+    if lo == 0 and problem.grad_enabled:
+        check_sources(total, list(leaves.values()))
     if problem.check:
         if lo == 0:
-            _check_token_by_token(loss_fn, seen, tok, loss_C.detach())
-        _check_finite(problem, loss_C.detach(), seen, lo)
+            check_token_by_token(loss_fn, seen, tok, hi - lo)
+        check_finite(problem, loss_C.detach(), seen, lo)
     sources = [name for name, leaf in leaves.items() if leaf.requires_grad]
     found: tuple[Tensor | None, ...] = (None,) * len(sources)
     if total.requires_grad:
         found = torch.autograd.grad(total, [leaves[name] for name in sources], allow_unused=True)
     coefs = {name: grad for name, grad in zip(sources, found, strict=True) if grad is not None}
     if problem.check:
-        _check_coefficients(problem, coefs, lo)
+        check_coefficients(problem, coefs, lo)
     return total.detach(), coefs, seen.map(Tensor.detach)
 
 
@@ -184,6 +196,7 @@ class _Attach(torch.autograd.Function):
         bias: Tensor | None,
     ) -> Tensor:
         ctx.parts = parts
+        ctx.dtypes = [None if x is None else x.dtype for x in (hidden, weight, bias)]
         return loss.clone()
 
     @staticmethod
@@ -194,85 +207,12 @@ class _Attach(torch.autograd.Function):
             raise RuntimeError(
                 "token_loss: backward a second time; call the first with retain_graph=True"
             )
-        if graph_is_kept():
-            scaled = [None if part is None else part * upstream.to(part.dtype) for part in parts]
-        else:
-            # The graph is freed: scale in place, so that a [V, D] gradient exists once.
+        # Where the graph is freed now, a [V, D] gradient is scaled in place and exists once.
+        kept = graph_is_kept()
+        if not kept:
             ctx.parts = None
-            scaled = [
-                None if part is None else part.mul_(upstream.to(part.dtype)) for part in parts
-            ]
-        return (None, None, *scaled)
-
-
-# --- checks of the caller's function --------------------------------------------------------------
-
-
-def _check_shape(loss_C: Any, tokens: int) -> None:
-    if not isinstance(loss_C, Tensor):
-        raise TypeError(
-            f"loss_fn: expected a tensor [C], one loss per token, got {type(loss_C).__name__}"
-        )
-    if loss_C.shape != (tokens,):
-        raise ValueError(
-            f"loss_fn: expected shape [{tokens}] (one loss per token of the chunk), got "
-            f"{list(loss_C.shape)}; "
-            "do not reduce: the sum over tokens is taken for you"
-        )
-    if not loss_C.is_floating_point():
-        raise TypeError(f"loss_fn: expected a floating dtype, got {loss_C.dtype}")
-
-
-def _check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, loss_C: Tensor) -> None:
-    """Evaluate on two parts: a loss that mixes tokens (a mean, a maximum, a quantile) comes out
-    differently.
-    """
-    tokens = loss_C.shape[0]
-    if tokens < 2:
-        return
-    middle = (tokens + 1) // 2
-    halves = [
-        loss_fn(seen.slice(lo, hi), tok.slice(lo, hi)) for lo, hi in ((0, middle), (middle, tokens))
-    ]
-    apart_C = torch.cat(halves) if all(half.dim() == 1 for half in halves) else torch.empty(0)
-    # Vector and scalar code of one function may differ in the last bits; mixing tokens differs in
-    # the first ones.
-    if apart_C.shape != loss_C.shape or not torch.allclose(
-        apart_C, loss_C, rtol=1e-4, atol=1e-6, equal_nan=True
-    ):
-        raise ValueError(
-            "loss_fn: the loss of a token depends on the other tokens of its chunk (two halves "
-            "evaluated apart give "
-            "other values). It must act token by token; compute means, maxima and quantiles "
-            "before and pass them in "
-            "tokens="
-        )
-
-
-def _check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) -> None:
-    bad = (~torch.isfinite(loss_C)).nonzero()
-    if not bad.numel():
-        return
-    row = int(bad[0])
-    causes = [
-        name
-        for name, value in seen.items()
-        if value.is_floating_point() and not torch.isfinite(value[row]).all()
-    ]
-    where = list(problem.position(lo + row))
-    raise ValueError(
-        f"loss_fn: the loss of token {where} is {float(loss_C[row])}; statistics of it that are "
-        "not finite: "
-        f"{', '.join(causes) or 'none, so it arises in loss_fn or in tokens='}"
-    )
-
-
-def _check_coefficients(problem: Problem, coefs: dict[str, Tensor], lo: int) -> None:
-    for name, coef in coefs.items():
-        if not torch.isfinite(coef).all():
-            row = int((~torch.isfinite(coef.reshape(coef.shape[0], -1)).all(-1)).nonzero()[0])
-            where = list(problem.position(lo + row))
-            raise ValueError(
-                f"loss_fn: the derivative of the loss of token {where} by s.{name} is not finite, "
-                "though the loss itself is"
-            )
+        grads = [
+            None if part is None else scaled(part, upstream, dtype, reuse=not kept)
+            for part, dtype in zip(parts, ctx.dtypes, strict=True)
+        ]
+        return (None, None, *grads)

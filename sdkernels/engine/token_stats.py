@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sdkernels.engine.arguments import build_problem
 from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import Gradients
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.linear import hidden_gradient
-from sdkernels.engine.problem import Problem, build_problem
+from sdkernels.engine.problem import Problem
 from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
 
@@ -123,7 +124,7 @@ class _TokenStats(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         problem = call.problem
         ctx.set_materialize_grads(False)
-        ctx.call, ctx.hidden_shape = call, hidden.shape
+        ctx.call = call
         ctx.keeps_rows = call.one_number_a_token and ctx.needs_input_grad == (
             False,
             True,
@@ -134,7 +135,8 @@ class _TokenStats(torch.autograd.Function):
             stats, rows_ND = _forward(problem, call.only if ctx.keeps_rows else None)
         call.names = tuple(stats)
         # Saved so that autograd notices if one of them is modified in place before backward.
-        ctx.save_for_backward(hidden, weight, bias, rows_ND)
+        again = [] if ctx.keeps_rows else problem.constants()
+        ctx.save_for_backward(hidden, weight, bias, rows_ND, *again)
         constants = [value for name, value in stats.items() if name not in DIFFERENTIABLE]
         ctx.mark_non_differentiable(*constants)
         return tuple(stats.values())
@@ -149,20 +151,15 @@ class _TokenStats(torch.autograd.Function):
             for name, grad in zip(call.names, upstream, strict=True)
             if grad is not None and name in DIFFERENTIABLE
         }
-        with torch.autocast(problem.hidden_TD.device.type, enabled=False):
+        with torch.autocast(problem.device.type, enabled=False):
             if ctx.keeps_rows and set(coefs_N) == {call.only}:
-                return (
-                    None,
-                    _scale_rows(problem, rows_ND, coefs_N[call.only], ctx.hidden_shape),
-                    None,
-                    None,
-                )
+                return None, _scale_rows(problem, rows_ND, coefs_N[call.only]), None, None
             _, needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
             gradients = Gradients(
                 problem, hidden=needs_hidden, weight=needs_weight, bias=needs_bias
             )
             _backward(problem, gradients, coefs_N)
-        return (None, *gradients.result(ctx.hidden_shape))
+        return (None, *_in_own_dtypes(problem, gradients))
 
 
 def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Tensor | None]:
@@ -175,7 +172,11 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
             dz_CV = problem.backend.backward(state, {keep: torch.ones_like(stats[keep])})
             head = problem.head
             weight_VD = head.weight.detach()[: head.vocab]
-            rows.append(hidden_gradient(dz_CV, weight_VD, problem.spec.compute_dtype))
+            rows.append(
+                hidden_gradient(
+                    dz_CV, weight_VD, problem.spec.compute_dtype, cast_rows=problem.cast_rows
+                )
+            )
     fields = {name: torch.cat([chunk[name] for chunk in collected]) for name in collected[0]}
     return fields, torch.cat(rows) if rows else None
 
@@ -188,9 +189,20 @@ def _backward(problem: Problem, gradients: Gradients, coefs_N: dict[str, Tensor]
         gradients.add(problem.backend.backward(state, coefs), hidden_CD, lo, hi)
 
 
-def _scale_rows(problem: Problem, rows_ND: Tensor, coef_N: Tensor, shape: torch.Size) -> Tensor:
-    grad_ND = (rows_ND * coef_N.reshape(-1, 1)).to(problem.hidden_TD.dtype)
+def _in_own_dtypes(problem: Problem, gradients: Gradients) -> list[Tensor | None]:
+    """Gradients of hidden, weight and bias in the dtypes of these."""
+    sources = (problem.hidden, problem.head.weight, problem.head.bias)
+    return [
+        None if part is None or source is None else part.to(source.dtype)
+        for part, source in zip(gradients.parts(), sources, strict=True)
+    ]
+
+
+def _scale_rows(problem: Problem, rows_ND: Tensor, coef_N: Tensor) -> Tensor:
+    grad_ND = (rows_ND * coef_N.reshape(-1, 1)).to(problem.hidden.dtype)
     if problem.kept_N is None:
-        return grad_ND.reshape(shape)
-    grad_TD = torch.zeros(problem.hidden_TD.shape, dtype=grad_ND.dtype, device=grad_ND.device)
-    return grad_TD.index_copy_(0, problem.kept_N, grad_ND).reshape(shape)
+        return grad_ND.reshape(problem.hidden.shape)
+    grad_TD = torch.zeros(
+        problem.total, grad_ND.shape[1], dtype=grad_ND.dtype, device=grad_ND.device
+    )
+    return grad_TD.index_copy_(0, problem.kept_N, grad_ND).reshape(problem.hidden.shape)

@@ -48,9 +48,9 @@ class TorchRows:
 
     name = "torch"
 
-    def scratch_bytes(self, vocab: int, compute_dtype: torch.dtype) -> int:
+    def scratch_bytes(self, tokens: int, vocab: int, compute_dtype: torch.dtype) -> int:
         """Bytes of block buffers alive at once."""
-        return BLOCK_BUFFERS * _rows_per_block(vocab) * vocab * compute_dtype.itemsize
+        return BLOCK_BUFFERS * _rows_per_block(tokens, vocab) * vocab * compute_dtype.itemsize
 
     def forward(
         self,
@@ -87,12 +87,13 @@ class TorchRows:
 # --- blocks ---------------------------------------------------------------------------------------
 
 
-def _rows_per_block(vocab: int) -> int:
-    return max(1, BLOCK_ELEMENTS // max(vocab, 1))
+def _rows_per_block(tokens: int, vocab: int) -> int:
+    # At most an eighth of the chunk, so that a small budget is not eaten by the block buffers.
+    return max(1, min(BLOCK_ELEMENTS // max(vocab, 1), -(-tokens // 8)))
 
 
 def _blocks(tokens: int, vocab: int) -> list[tuple[int, int]]:
-    step = _rows_per_block(vocab)
+    step = _rows_per_block(tokens, vocab)
     return [(lo, min(lo + step, tokens)) for lo in range(0, max(tokens, 1), step)]
 
 
@@ -101,7 +102,7 @@ class _Scratch:
 
     def __init__(self, raw_CV: Tensor, dtype: torch.dtype) -> None:
         self.vocab = raw_CV.shape[1]
-        self.rows = min(_rows_per_block(self.vocab), max(raw_CV.shape[0], 1))
+        self.rows = _rows_per_block(*raw_CV.shape)
         self.dtype, self.device = dtype, raw_CV.device
         self.buffers: dict[str, Tensor] = {}
 

@@ -1,0 +1,321 @@
+"""Checks every argument of the public functions once, and lays them out as a `Problem`.
+
+Shape letters: N tokens left by the mask, V vocabulary, D hidden, K ids a token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.chunks import default_chunk_bytes, plan_chunks
+from sdkernels.engine.heads import LMHead, as_head, is_dtensor
+from sdkernels.engine.linear import cast_rows_within
+from sdkernels.engine.problem import Problem, flat_view
+from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
+from sdkernels.rows import RowSpec, resolve_backend
+
+_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def build_problem(
+    hidden: Tensor,
+    head: LMHead | Tensor,
+    *,
+    targets: Tensor | None,
+    teacher: Teacher | None,
+    tokens: Mapping[str, Tensor] | None,
+    mask: Tensor | None,
+    temperature: float,
+    teacher_temperature: float | None,
+    jsd_beta: float | None,
+    entry_clip: float | None,
+    topk: int | None,
+    topk_of: str,
+    chunk_bytes: int | None,
+    slab_dtype: str,
+    backend: str,
+    debug: bool,
+) -> Problem:
+    """Check every argument of the public functions and lay them out; see `token_loss` for their
+    meaning.
+    """
+    head = as_head(head)
+    _check_hidden(hidden, head)
+    device, lead = hidden.device, hidden.shape[:-1]
+    check = debug or device.type == "cpu"
+    kept_N = _kept(mask, lead, device)
+    temperature = _temperature("temperature", temperature)
+    if teacher_temperature is not None:
+        teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
+        if isinstance(teacher, TopKTeacher):
+            raise ValueError(
+                f"teacher_temperature={teacher_temperature!r}: the log-probs of a TopKTeacher are "
+                "taken as they are; ask the server for log-probs at that temperature"
+            )
+    ids_NK, one_id = _ids(targets, lead, head, kept_N, device, check)
+    _check_teacher(teacher, lead, head, device, check)
+    spec = _spec(hidden, head, teacher, jsd_beta, entry_clip, topk, topk_of)
+    if slab_dtype not in ("float32", "model"):
+        raise ValueError(f"slab_dtype={slab_dtype!r}: accepted are 'float32' and 'model'")
+    slab = hidden.dtype if slab_dtype == "model" else spec.compute_dtype
+    rows = resolve_backend(backend, device)
+    budget_bytes = _budget(chunk_bytes, device)
+    widest = max(head.hidden_size, _teacher_size(teacher))
+    cast_rows = cast_rows_within(budget_bytes, widest, spec.compute_dtype)
+    return Problem(
+        hidden=hidden.detach(),
+        head=head,
+        teacher=teacher,
+        lead_shape=lead,
+        ids_NK=ids_NK,
+        one_id=one_id,
+        per_token=_tokens(tokens, lead, device),
+        kept_N=kept_N,
+        temperature=temperature,
+        teacher_temperature=temperature if teacher_temperature is None else teacher_temperature,
+        spec=spec,
+        slab_dtype=slab,
+        backend=rows,
+        plan=plan_chunks(
+            lead.numel() if kept_N is None else kept_N.shape[0],
+            _token_bytes(head, teacher, kept_N, slab, spec.compute_dtype, cast_rows),
+            lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec.compute_dtype),
+            budget_bytes,
+        ),
+        cast_rows=cast_rows,
+        check=check,
+        grad_enabled=torch.is_grad_enabled(),
+    )
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def _budget(chunk_bytes: int | None, device: torch.device) -> int:
+    if chunk_bytes is None:
+        return default_chunk_bytes(device)
+    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, Integral):
+        raise TypeError(f"chunk_bytes={chunk_bytes!r}: expected a whole number of bytes, or None")
+    if chunk_bytes <= 0:
+        raise ValueError(f"chunk_bytes={chunk_bytes}: expected a number of bytes above 0, or None")
+    return int(chunk_bytes)
+
+
+def _teacher_size(teacher: Teacher | None) -> int:
+    return teacher.head.hidden_size if isinstance(teacher, HiddenTeacher) else 0
+
+
+def _token_bytes(
+    head: LMHead,
+    teacher: Teacher | None,
+    kept_N: Tensor | None,
+    slab: torch.dtype,
+    compute_dtype: torch.dtype,
+    cast_rows: int,
+) -> int:
+    """Bytes that one token of a chunk costs besides the row backend's scratch."""
+    slabs = 2 if isinstance(teacher, HiddenTeacher) else 1
+    total = slabs * head.vocab * slab.itemsize
+    if isinstance(teacher, LogitsTeacher):
+        flat = flat_view(teacher.logits, teacher.lead_shape)
+        if kept_N is not None or flat is None:
+            total += teacher.logits.shape[-1] * teacher.logits.dtype.itemsize
+    if slab != compute_dtype:
+        total += cast_rows * compute_dtype.itemsize
+    # Gathered and cast hidden states, and the part of their gradient.
+    states = 3 * head.hidden_size + 2 * _teacher_size(teacher)
+    return total + states * compute_dtype.itemsize
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+def _check_hidden(hidden: Any, head: LMHead) -> None:
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"hidden: expected a tensor [..., D], got {type(hidden).__name__}")
+    if is_dtensor(hidden):
+        raise TypeError(
+            "hidden is a DTensor: pass this rank's tokens with hidden.to_local() (tokens sharded), "
+            "or hidden.full_tensor()"
+        )
+    if hidden.dtype not in _FLOATS:
+        raise TypeError(
+            f"hidden has dtype {hidden.dtype}: accepted are float64, float32, bfloat16, float16"
+        )
+    if hidden.dim() < 1 or hidden.shape[-1] != head.hidden_size:
+        raise ValueError(
+            f"hidden: expected [..., D] with D = {head.hidden_size} of the head, got "
+            f"{list(hidden.shape)}"
+        )
+    _same_device("head.weight", head.weight, hidden.device)
+
+
+def _same_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} is on {tensor.device}, hidden on {device}: move one of them")
+
+
+def _kept(mask: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"mask: expected a bool tensor of shape {list(lead)}, got {came}")
+    if mask.shape != lead:
+        raise ValueError(
+            f"mask: expected shape {list(lead)} (that of the tokens), got {list(mask.shape)}"
+        )
+    _same_device("mask", mask, device)
+    return mask.reshape(-1).nonzero().squeeze(-1)
+
+
+def _ids(
+    targets: Tensor | None,
+    lead: torch.Size,
+    head: LMHead,
+    kept_N: Tensor | None,
+    device: torch.device,
+    check: bool,
+) -> tuple[Tensor | None, bool]:
+    if targets is None:
+        return None, False
+    if not isinstance(targets, Tensor) or targets.dtype not in (torch.int64, torch.int32):
+        came = targets.dtype if isinstance(targets, Tensor) else type(targets).__name__
+        raise TypeError(f"targets: expected int64 or int32 token ids, got {came}")
+    one_id = targets.shape == lead
+    if not one_id and (targets.dim() != len(lead) + 1 or targets.shape[:-1] != lead):
+        raise ValueError(
+            f"targets: expected shape {list(lead)}, or {[*lead, 'K']} for K ids a token, got "
+            f"{list(targets.shape)}"
+        )
+    _same_device("targets", targets, device)
+    ids_NK = targets.reshape(lead.numel(), 1 if one_id else targets.shape[-1]).long()
+    if kept_N is not None:
+        ids_NK = ids_NK[kept_N]
+    if check and ids_NK.numel():
+        bad = ((ids_NK < 0) | (ids_NK >= head.vocab)).nonzero()
+        if bad.numel():
+            row, column = bad[0].tolist()
+            raise ValueError(
+                f"targets: id {int(ids_NK[row, column])} (token {row} of those kept) is outside "
+                "the vocabulary "
+                f"0..{head.vocab - 1}; leave padding such as -100 out with mask="
+            )
+    return ids_NK, one_id
+
+
+def _check_teacher(
+    teacher: Teacher | None, lead: torch.Size, head: LMHead, device: torch.device, check: bool
+) -> None:
+    if teacher is None:
+        return
+    if isinstance(teacher, TopKTeacher):
+        _same_device("teacher.ids", teacher.ids, device)
+        _same_device("teacher.logprobs", teacher.logprobs, device)
+        if check and teacher.ids.numel():
+            low, high = int(teacher.ids.min()), int(teacher.ids.max())
+            if low < 0 or high >= head.vocab:
+                raise ValueError(
+                    f"teacher.ids: ids span {low}..{high}, the student's vocabulary is "
+                    f"0..{head.vocab - 1}"
+                )
+    elif isinstance(teacher, HiddenTeacher):
+        _same_device("teacher.hidden", teacher.hidden, device)
+        _same_device("teacher.head.weight", teacher.head.weight, device)
+        _same_vocabulary(teacher.head.vocab, head.vocab)
+    elif isinstance(teacher, LogitsTeacher):
+        _same_device("teacher.logits", teacher.logits, device)
+        _same_vocabulary(teacher.vocab, head.vocab)
+    else:
+        raise TypeError(
+            "teacher: expected a HiddenTeacher, LogitsTeacher or TopKTeacher, got "
+            f"{type(teacher).__name__}"
+        )
+    if teacher.lead_shape != lead:
+        raise ValueError(
+            f"teacher: tokens of shape {list(teacher.lead_shape)}, the student's are {list(lead)}; "
+            "both must describe the same tokens"
+        )
+
+
+def _same_vocabulary(teacher_vocab: int, student_vocab: int) -> None:
+    if teacher_vocab != student_vocab:
+        raise ValueError(
+            f"vocabulary mismatch: student {student_vocab}, teacher {teacher_vocab}. If the "
+            "tokenizers are the same "
+            "and the rest is padding, pass the number of real entries as valid_vocab= on both heads"
+        )
+
+
+def _tokens(
+    tokens: Mapping[str, Tensor] | None, lead: torch.Size, device: torch.device
+) -> dict[str, Tensor]:
+    checked = {}
+    for name, value in (tokens or {}).items():
+        if not isinstance(value, Tensor):
+            raise TypeError(f"tokens[{name!r}]: expected a tensor, got {type(value).__name__}")
+        if value.shape[: len(lead)] != lead:
+            raise ValueError(
+                f"tokens[{name!r}]: expected shape {list(lead)} (or more dimensions behind), got "
+                f"{list(value.shape)}"
+            )
+        if value.requires_grad:
+            raise ValueError(
+                f"tokens[{name!r}] requires grad, but no gradient flows into tokens=; pass it "
+                ".detach()-ed, "
+                "or write the loss outside with token_stats"
+            )
+        _same_device(f"tokens[{name!r}]", value, device)
+        checked[name] = value
+    return checked
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+def _temperature(name: str, value: Any) -> float:
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 0 < float(value) < math.inf:
+        raise ValueError(f"{name}={value!r}: expected a finite number above 0")
+    return float(value)
+
+
+def _spec(
+    hidden: Tensor,
+    head: LMHead,
+    teacher: Teacher | None,
+    jsd_beta: float | None,
+    entry_clip: float | None,
+    topk: int | None,
+    topk_of: str,
+) -> RowSpec:
+    for name, value in (("jsd_beta", jsd_beta), ("entry_clip", entry_clip)):
+        if value is not None and teacher is None:
+            raise ValueError(f"{name}={value!r} needs a teacher=")
+    if jsd_beta is not None and not 0 < jsd_beta < 1:
+        raise ValueError(
+            f"jsd_beta={jsd_beta!r}: expected a number strictly between 0 and 1 (the limits of "
+            "JSD are 0, not the KLs: "
+            "use kl_teacher_student or kl_student_teacher for those)"
+        )
+    if entry_clip is not None and not entry_clip > 0:
+        raise ValueError(
+            f"entry_clip={entry_clip!r}: expected a number above 0, in nats per vocabulary entry"
+        )
+    if topk_of not in ("student", "teacher"):
+        raise ValueError(f"topk_of={topk_of!r}: accepted are 'student' and 'teacher'")
+    if topk is not None:
+        if isinstance(teacher, TopKTeacher):
+            raise ValueError(f"topk={topk!r}: a TopKTeacher brings its own ids; leave topk out")
+        if not isinstance(topk, Integral) or not 1 <= topk <= head.vocab:
+            raise ValueError(f"topk={topk!r}: expected a whole number from 1 to V = {head.vocab}")
+        if topk_of == "teacher" and teacher is None:
+            raise ValueError("topk_of='teacher' needs a teacher=")
+    double = torch.float64 in (hidden.dtype, head.weight.dtype)
+    return RowSpec(torch.float64 if double else torch.float32, jsd_beta, entry_clip, topk, topk_of)
