@@ -6,14 +6,15 @@ becomes `num_generations` rollouts, so a group is never split over micro-batches
 
 # ruff: noqa: RUF009 - `_setting` is `dataclasses.field` with a help text, evaluated once as meant.
 
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from sdkernels import recipes
-from sdkernels.train.settings import as_mapping, check_choice
+from sdkernels.train.settings import as_mapping, check_choice, check_kind
 
 TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
 ROLLOUT_BACKENDS = ("transformers", "server")
@@ -86,7 +87,7 @@ class SelfDistillConfig(TrainingArguments):
         True, "Set every dropout to 0, so that student and teacher can agree exactly."
     )
     use_peft: bool = _setting(False, "Train LoRA adapters instead of all weights.")
-    lora_r: int = _setting(16, "LoRA rank.")
+    lora_r: int = _setting(16, "Rank of the LoRA adapter.")
     lora_alpha: int = _setting(32, "LoRA alpha; the update is scaled by alpha / rank.")
     lora_dropout: float = _setting(0.0, "LoRA dropout probability.")
     lora_target_modules: list[str] | None = _setting(
@@ -146,7 +147,8 @@ class SelfDistillConfig(TrainingArguments):
     num_generations: int = _setting(8, "Rollouts per prompt (the group).")
     max_completion_length: int = _setting(256, "Longest rollout in tokens.")
     temperature: float = _setting(
-        1.0, "Sampling temperature; the loss uses the same one unless loss_temperature is set."
+        1.0,
+        "Sampling temperature; the loss uses it too where neither the recipe nor loss_temperature says otherwise.",
     )
     top_p: float = _setting(1.0, "Nucleus sampling mass; 1 keeps everything.")
     top_k: int = _setting(0, "Sample from the k likeliest tokens; 0 keeps everything.")
@@ -208,7 +210,8 @@ class SelfDistillConfig(TrainingArguments):
         0, "Response tokens at the start of each rollout that are left out of the loss."
     )
     loss_temperature: float | None = _setting(
-        None, "Temperature of the student's logits in the loss; None: temperature."
+        None,
+        "Temperature of the student's logits in the loss; None: the recipe's, else temperature.",
     )
     teacher_temperature: float | None = _setting(
         None, "Temperature of the teacher's logits; None: the student's."
@@ -274,12 +277,26 @@ class SelfDistillConfig(TrainingArguments):
     engine_debug: bool = _setting(False, "Run the engine's synchronising checks on GPU too.")
 
     def __post_init__(self) -> None:
+        # Taken down before TrainingArguments rewrites its fields. Comparing with a second instance
+        # later would not do: making one resets the process's accelerator.
+        self._given = {
+            f.name: _plain(getattr(self, f.name))
+            for f in fields(self)
+            if f.init and f.default is not MISSING and getattr(self, f.name) != f.default
+        }
+        self._check_kinds()
         super().__post_init__()
         for name in MAPPING_FIELDS:
             setattr(self, name, as_mapping(name, getattr(self, name)))
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
+
+    def _check_kinds(self) -> None:
+        inherited = {f.name for f in fields(TrainingArguments)}
+        for name, hint in get_type_hints(type(self)).items():
+            if name in self.__dict__ and name not in inherited:
+                check_kind(name, getattr(self, name), hint)
 
     def _check_choices(self) -> None:
         if self.gate is not None:
@@ -373,11 +390,6 @@ class SelfDistillConfig(TrainingArguments):
         return dict(getattr(self, name) or {})
 
     @property
-    def temperature_of_loss(self) -> float:
-        """Temperature of the student's logits in the loss."""
-        return self.temperature if self.loss_temperature is None else self.loss_temperature
-
-    @property
     def label(self) -> str:
         """Name of this run in reports; the context belongs to it where the recipe has a teacher."""
         recipe = recipes.get(self.recipe, **self.mapping("recipe_args"))
@@ -385,14 +397,8 @@ class SelfDistillConfig(TrainingArguments):
         return self.condition or own
 
     def changed(self) -> dict[str, Any]:
-        """Fields that differ from their defaults, as plain values: what `config.yaml` of a run
-        folder holds.
-        """
-        default = type(self)(output_dir=self.output_dir)
-        mine, theirs = self.to_dict(), default.to_dict()
-        names = {f.name for f in fields(self) if f.init}
-        changed = {k: v for k, v in mine.items() if k in names and v != theirs.get(k)}
-        return {"output_dir": self.output_dir, **changed}
+        """Settings that were given and are not the defaults: what `config.yaml` of a run holds."""
+        return {"output_dir": self.output_dir, **self._given}
 
 
 MAPPING_FIELDS = (
@@ -406,3 +412,8 @@ MAPPING_FIELDS = (
     "chat_template_kwargs",
     "teacher_chat_template_kwargs",
 )
+
+
+def _plain(value: Any) -> Any:
+    """`value` as YAML and JSON can hold it."""
+    return value.value if isinstance(value, Enum) else value

@@ -20,6 +20,8 @@ from sdkernels.train.forward import hidden_states
 from sdkernels.train.step_metrics import StepMetrics, Timers
 from sdkernels.train.teacher import TeacherWeights
 
+# Settings of the engine that a pass for plain statistics shares with the loss.
+_PLAIN = ("temperature", "teacher_temperature", "chunk_bytes", "slab_dtype", "backend", "debug")
 SUPPLIED = frozenset({"weight", "adv", "success", "gap_scale"})
 
 
@@ -65,9 +67,8 @@ class StepLoss:
         self.gate = gate
         self.teacher = teacher
         self.engine_settings: dict[str, Any] = {
-            **recipe.engine,
-            "temperature": config.temperature_of_loss,
-            "teacher_temperature": config.teacher_temperature,
+            **_temperatures(config, recipe),
+            **{name: value for name, value in recipe.engine.items() if "temperature" not in name},
             "chunk_bytes": config.chunk_bytes,
             "slab_dtype": config.slab_dtype,
             "backend": config.engine_backend,
@@ -142,7 +143,7 @@ class StepLoss:
     def _statistics(
         self, hidden_ND: Tensor, head: LMHead, batch: MicroBatch, teacher: HiddenTeacher | None
     ) -> TokenStats:
-        settings = {k: v for k, v in self.engine_settings.items() if k not in self.recipe.engine}
+        settings = {k: v for k, v in self.engine_settings.items() if k in _PLAIN}
         with torch.no_grad():
             return token_stats(
                 hidden_ND.detach(),
@@ -155,6 +156,13 @@ class StepLoss:
 
     def _head(self, model: Any) -> LMHead:
         return LMHead.from_model(model, valid_vocab=self.config.valid_vocab)
+
+
+def _temperatures(config: SelfDistillConfig, recipe: Recipe) -> dict[str, float | None]:
+    """What the settings name wins, then what the recipe's source fixes, then that of sampling."""
+    student = config.loss_temperature or recipe.engine.get("temperature") or config.temperature
+    teacher = config.teacher_temperature or recipe.engine.get("teacher_temperature")
+    return {"temperature": student, "teacher_temperature": teacher}
 
 
 def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
