@@ -29,6 +29,8 @@ def compare_accuracy(runs: Sequence[Run]) -> str:
             "training do not overlap."
         )
     every = "In every condition the" if known > 1 else "The"
+    if known < len(runs):
+        every = f"In the {count(known, 'condition')} evaluated both times the"
     return (
         f"{every} accuracy intervals before and after training overlap, so no change in accuracy "
         "can be claimed."

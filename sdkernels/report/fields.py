@@ -5,6 +5,7 @@ missing.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -91,6 +92,8 @@ PHASES = (
 )
 
 
+# The trainer's short name for the model that comes with it.
+_ALIASES = {"smollm2": "SmolLM2-135M-Instruct"}
 # Recipes that ask no teacher, whatever teacher the run was configured with.
 _WITHOUT_TEACHER = ("grpo", "nll")
 
@@ -206,6 +209,15 @@ def has_teacher(summary: Mapping[str, Any]) -> bool | None:
     return recipe not in _WITHOUT_TEACHER and teacher not in (None, "", "none")
 
 
+def model_name(summary: Mapping[str, Any]) -> str | None:
+    """Return what to call the run's model: of a path its last part, of our alias the real name."""
+    recorded = lookup(summary, "model")
+    if not isinstance(recorded, str) or not recorded.strip("/\\"):
+        return None
+    last = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1]
+    return _ALIASES.get(last, last)
+
+
 def missing_reason(summary: Mapping[str, Any], path: tuple[str, ...]) -> str:
     """Return one plain sentence on why the value at `path` is not there."""
     section, key = path[0], path[-1]
@@ -220,7 +232,7 @@ def missing_reason(summary: Mapping[str, Any], path: tuple[str, ...]) -> str:
                     "no teacher in this condition, so there is nothing to compare the student with"
                 )
             return "no token had a teacher signal in the last step"
-        return "the last step did not record it"
+        return "the last step recorded no finite value"
     if key == "peak_memory_bytes" and lookup(summary, "tokens_per_second") is not None:
         return "not measured on this device"
     return "the run did not record it"

@@ -243,6 +243,9 @@ def _token(record: TokenRecord, at: int, limits: dict[str, float]) -> str:
             if level:
                 classes.append(f"{view.prefix}{level if view.diverging else max(0, level)}")
     shown = escape(record.tokens[at]).replace("\n", '<b class="nl">\u21b5</b>\n')
+    if not shown:
+        # A character split over several tokens stands at the last; the others are still there.
+        shown = '<b class="nl">\u25ab</b>'
     if record.marker[at]:
         word = shown.lstrip(" ")
         shown = f"{' ' * (len(shown) - len(word))}<u>{word}</u>"

@@ -278,6 +278,8 @@ def _index_rollouts(path: Path, name: str, problems: Problems) -> list[RolloutRe
             problems.add(name, f"{record}; left out", line)
             continue
         found.append(RolloutRef(offset, line, record.step, record.example_id, len(record.tokens)))
+    if not found:
+        problems.add(name, "holds no readable rollout")
     return found
 
 

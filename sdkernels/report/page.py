@@ -11,7 +11,7 @@ from importlib import resources
 from typing import Any
 
 from sdkernels.report import bars, colours, curves, glossary, heatmap, tables
-from sdkernels.report.fields import as_number, lookup
+from sdkernels.report.fields import as_number, lookup, model_name
 from sdkernels.report.load import Run
 from sdkernels.report.study import Study
 from sdkernels.report.text import count, duration, escape, number, one_line
@@ -57,13 +57,15 @@ def _title(runs: Sequence[Run]) -> str:
         return f"{runs[0].label}: one run"
     return (
         f"{count(len(runs), 'condition')}, one model, side by side"
-        if _models(runs) < 2
+        if len(_models(runs)) < 2
         else f"{len(runs)} runs"
     )
 
 
-def _models(runs: Sequence[Run]) -> int:
-    return len({model for run in runs if (model := lookup(run.summary, "model"))})
+def _models(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the models that the runs used, each once, in order."""
+    names = [one_line(name, 60) for run in runs if (name := model_name(run.summary))]
+    return list(dict.fromkeys(names))
 
 
 def _steps(runs: Sequence[Run]) -> str:
@@ -90,17 +92,13 @@ def _data(runs: Sequence[Run]) -> str | None:
     return re.sub(r",(?=\S)", ", ", data) if data else None
 
 
-def _model_name(runs: Sequence[Run]) -> str | None:
-    """Return the model that all runs share; of a path only the last part, which names it."""
-    model = _common(runs, "model")
-    return one_line(re.split(r"[/\\]", model.rstrip("/\\"))[-1], 60) if model else None
-
-
 def _lede(runs: Sequence[Run]) -> str:
     """Return what was done, in two or three plain sentences made only of what the runs recorded."""
-    model, data = _model_name(runs), _data(runs)
-    start = f"{model} was" if model else "A model was"
-    trained = f"{start} trained for {_steps(runs)}" + (f" on {one_line(data, 120)}" if data else "")
+    models, data = _models(runs), _data(runs)
+    start = models[0] if len(models) == 1 else "A model"
+    trained = f"{start} was trained for {_steps(runs)}" + (
+        f" on {one_line(data, 120)}" if data else ""
+    )
     if len(runs) > 1:
         said = [
             f"{trained}, once under each of {len(runs)} conditions. They differ in the recipe and "
@@ -117,7 +115,7 @@ def _lede(runs: Sequence[Run]) -> str:
 def _facts(runs: Sequence[Run]) -> str:
     data = _data(runs)
     facts = [
-        ("Model", _model_name(runs) or ("several" if _models(runs) > 1 else None)),
+        ("Model", ", ".join(_models(runs)) or None),
         ("Data", one_line(data, 120) if data else None),
         ("Steps", _steps(runs).split(" step")[0]),
         ("Seed", _common(runs, "seed")),

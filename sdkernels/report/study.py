@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdkernels.report.fields import as_number, lookup
+from sdkernels.report.fields import as_number, lookup, model_name
 from sdkernels.report.load import Problems, Run, has_lines, is_run, load_run, read_object
 from sdkernels.report.text import count, one_line
 
@@ -139,11 +139,11 @@ def _label(runs: list[Run]) -> None:
 
 
 def model_parameters(summary: dict[str, Any]) -> float | None:
-    """Return the number of parameters as configured or as the model's name says it (`135M`)."""
-    configured = as_number(lookup(summary, "config", "num_parameters"))
-    if configured is not None and 0 < configured < math.inf:
-        return configured
-    found = _SIZE.findall(str(summary.get("model") or ""))
+    """Return the number of parameters as recorded or as the model's name says it (`135M`)."""
+    recorded = as_number(summary.get("num_parameters"))
+    if recorded is not None and 0 < recorded < math.inf:
+        return recorded
+    found = _SIZE.findall(model_name(summary) or "")
     return float(found[-1][0]) * (1e6 if found[-1][1] in "Mm" else 1e9) if found else None
 
 

@@ -172,7 +172,7 @@ def make_run(
         "recipe": recipe,
         "context": context,
         "teacher": teacher,
-        "model": "SmolLM2-135M-Instruct",
+        "model": "smollm2",
         "seed": 0,
         "steps": steps,
         "before": {"accuracy": 0.297, "accuracy_ci": [0.211, 0.383], **evaluation},

@@ -19,6 +19,8 @@ def test_overlapping_intervals_claim_nothing() -> None:
     run = run_with(accuracy(0.3, 0.2, 0.4), accuracy(0.35, 0.25, 0.45))
     assert "no change in accuracy can be claimed" in bars.compare_accuracy([run])
     assert bars.compare_accuracy([run, run]).startswith("In every condition")
+    some = bars.compare_accuracy([run, run_with(accuracy(0.3, 0.2, 0.4))])
+    assert some.startswith("In the 1 condition evaluated both times")
 
 
 @pytest.mark.parametrize("after", [accuracy(0.6, 0.5, 0.7), accuracy(0.05, 0.0, 0.1)])

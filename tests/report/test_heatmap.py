@@ -62,6 +62,11 @@ def test_markers_are_underlined_without_their_leading_space(tmp_path: Path) -> N
     assert "<i> <u>wait</u></i><i>.</i>" in body
 
 
+def test_tokens_without_text_of_their_own_can_still_be_seen(tmp_path: Path) -> None:
+    body = render(load(rewrite(tmp_path, [line(tokens=["", "é"], gap=[1.0, 0.0])])))
+    assert '<i class="g8"><b class="nl">▫</b></i><i>é</i>' in body
+
+
 def test_views_nobody_recorded_are_not_offered(tmp_path: Path) -> None:
     body = render(load(make_run(tmp_path / "grpo", CONDITIONS[0])))
     assert "view-s" in body

@@ -106,6 +106,7 @@ def test_the_note_follows_the_data(tmp_path: Path, model: str, steps: int, start
         ("SmolLM2-135M-Instruct", 135e6),
         ("org/Qwen2.5-1.5B", 1.5e9),
         ("Qwen3-30B-A3B", 30e9),
+        ("smollm2", 135e6),
         ("gpt2", None),
         ("3Bmodel", None),
     ],
@@ -114,8 +115,8 @@ def test_model_size_from_its_name(model: str, size: float | None) -> None:
     assert model_parameters({"model": model}) == size
 
 
-def test_a_configured_size_wins() -> None:
-    assert model_parameters({"model": "x-7B", "config": {"num_parameters": 12}}) == 12
+def test_a_recorded_size_wins() -> None:
+    assert model_parameters({"model": "x-7B", "num_parameters": 12}) == 12
 
 
 def test_runs_with_one_title_are_told_apart(tmp_path: Path) -> None:
@@ -159,6 +160,7 @@ def test_a_damaged_study_gives_a_report_that_names_file_and_line(tmp_path: Path)
         "step_critique/metrics.jsonl line 1: gap is +inf",
         "verifier_feedback/summary.json: is not valid JSON",
         "verifier_feedback/metrics.jsonl: holds no readable step",
+        "verifier_feedback/tokens.jsonl: holds no readable rollout",
         "dasd/summary.json: last.loss is NaN",
         "aborted/: holds no file of a run; left out",
     ):
