@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
     """Evaluate, print the headline, write the full result."""
     from sdkernels.train.data import GYM_SOURCES, load_examples
-    from sdkernels.train.evaluate import compare, evaluate, read_result, save_result
+    from sdkernels.train.evaluation import compare, evaluate, read_result, save_result
     from sdkernels.train.loading import load_model
     from sdkernels.train.rollout import Sampling
 
