@@ -74,13 +74,12 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "sdkernels",
         f"sdkernels-{sdkernels.__version__}.dist-info",
     }
+    folders = {"sdkernels": ROOT / "sdkernels", "sdkernels/kernels": ROOT / "kernels" / "vocab"}
     expected = {
-        f"sdkernels/{path.relative_to(ROOT / 'sdkernels').as_posix()}"
-        for path in (ROOT / "sdkernels").rglob("*")
+        f"{target}/{path.relative_to(folder).as_posix()}"
+        for target, folder in folders.items()
+        for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith((".", "__pyc")) for part in path.parts)
-    } | {
-        f"sdkernels/kernels/{path.relative_to(ROOT / 'kernels/vocab').as_posix()}"
-        for path in (ROOT / "kernels/vocab").rglob("*.py")
     }
     assert {name for name in names if name.startswith("sdkernels/")} == expected
 
