@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
-.PHONY: help setup demo test bench lint
+.PHONY: help setup demo test aot test-triton-versions bench lint
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: $(INSTALLED) ## create .venv and install the package, its training and its development needs
 
@@ -23,6 +23,20 @@ demo: $(INSTALLED) ## self-distil SmolLM2-135M under each context condition; wri
 # One torch thread a worker: two workers with a thread each beat one worker with two (docs/decisions.md).
 test: $(INSTALLED) ## the CPU test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 tests $(PYTEST_ARGS)
+
+aot: $(INSTALLED) ## compile every kernel for every target (no GPU needed); print registers, spills, shared memory
+	env -u TRITON_INTERPRET $(BIN)/python -m sdkernels.kernels.aot
+
+# The oldest Triton that is supported, and the newest: the kernel suite under each.
+TRITON_VERSIONS ?= 3.6.0 3.9.0
+test-triton-versions: $(INSTALLED) ## the kernel tests under each supported Triton
+	@for version in $(TRITON_VERSIONS); do \
+	  folder=$(VENV)/triton-$$version; \
+	  test -d $$folder || $(BIN)/python -m pip install --quiet --no-deps --target $$folder triton==$$version || exit 1; \
+	  echo "Triton $$version"; \
+	  PYTHONPATH=$$folder TRITON_CACHE_DIR=$$folder/cache OMP_NUM_THREADS=1 \
+	    $(BIN)/python -m pytest -n 2 tests/kernels tests/rows $(PYTEST_ARGS) || exit 1; \
+	done
 
 bench: $(INSTALLED_BENCH) ## time and peak memory against the bare matrix products and the peers
 	$(BIN)/python -m bench

@@ -32,6 +32,8 @@ DEV = [
     "ruff>=0.17,<0.18",
     "setuptools>=77",
     "trl==1.16.0",
+    # Comes with torch on GPU machines; here the kernel tests interpret and compile with it.
+    "triton>=3.6; platform_system == 'Linux'",
     "types-PyYAML",
 ]
 

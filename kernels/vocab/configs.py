@@ -25,30 +25,23 @@ class RowConfig:
 
 # A tile stays in registers: 4096 columns over 8 warps are 16 a thread and model, two loads of 16
 # bytes in bf16. A smaller vocabulary gets the smallest tile that holds it.
-_TILES = (128, 256, 512, 1024, 2048, 4096)
-_WARPS = {128: 1, 256: 1, 512: 2, 1024: 4, 2048: 4, 4096: 8}
-# JSD and the clipped KL hold more values a column.
-_MIXTURE_TILES = (128, 256, 512, 1024, 2048)
+STATISTICS_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 4), RowConfig(4096, 8))
+# The passes after the first hold more values a column.
+ELEMENTWISE_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 4), RowConfig(2048, 8))
 
 
-def row_config(vocab: int) -> RowConfig:
+def statistics_config(vocab: int) -> RowConfig:
     """For the statistics kernel."""
-    return _smallest(vocab, _TILES)
+    return _smallest(vocab, STATISTICS_CONFIGS)
 
 
 def elementwise_config(vocab: int) -> RowConfig:
     """For the gradient and mixture kernels."""
-    return _smallest(vocab, _MIXTURE_TILES)
+    return _smallest(vocab, ELEMENTWISE_CONFIGS)
 
 
-def all_row_configs() -> list[RowConfig]:
-    """Every row of the table, for compile-only checks."""
-    return [RowConfig(tile, _WARPS[tile]) for tile in _TILES]
-
-
-def _smallest(vocab: int, tiles: tuple[int, ...]) -> RowConfig:
-    tile = next((tile for tile in tiles if tile >= vocab), tiles[-1])
-    return RowConfig(tile, _WARPS[tile])
+def _smallest(vocab: int, configs: tuple[RowConfig, ...]) -> RowConfig:
+    return next((config for config in configs if config.tile >= vocab), configs[-1])
 
 
 def architecture(device: torch.device) -> str:

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import RowConfig, row_config
+from .configs import RowConfig, statistics_config
 from .launch import OPTIONS, Logits, on_device
 from .partials import GAP_S, GAP_T, MAX, PAIR_FIELDS, STUDENT_FIELDS, TEACHER_MAX
 from .transform import guarded, logits, times
@@ -146,7 +146,7 @@ def partial_statistics(
     `config` is for tests; results depend on its tile in the last bits.
     """
     tokens, vocab = student.raw_CV.shape
-    config = row_config(vocab) if config is None else config
+    config = statistics_config(vocab) if config is None else config
     parts = triton.cdiv(vocab, config.tile)
     fields = STUDENT_FIELDS if teacher is None else PAIR_FIELDS
     num_ids = 0 if ids_CK is None else ids_CK.shape[1]

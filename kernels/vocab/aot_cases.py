@@ -1,0 +1,226 @@
+"""What `aot` compiles: every kernel in every configuration of `configs`, and for which targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS, RowConfig
+
+# Shared memory that one block may use, in bytes.
+SHARED_LIMITS = {
+    "sm_80": 163 * 1024,
+    "sm_86": 99 * 1024,
+    "sm_89": 99 * 1024,
+    "sm_90": 227 * 1024,
+    "sm_100": 227 * 1024,
+    "sm_120": 99 * 1024,
+    "gfx942": 64 * 1024,
+    "gfx950": 160 * 1024,
+}
+TARGETS = tuple(SHARED_LIMITS)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One kernel as one launch specialises it."""
+
+    name: str
+    module: str
+    kernel: str
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int = 1
+    targets: tuple[str, ...] = TARGETS
+
+
+def cases() -> list[Case]:
+    """Every kernel in every configuration that a launch can take, with everything switched on, and
+    the common ones as they are.
+    """
+    found = []
+    for row in STATISTICS_CONFIGS:
+        found.append(_statistics(row, "fp32", "everything"))
+    widest = STATISTICS_CONFIGS[-1]
+    found += [_statistics(widest, "bf16", "pair"), _statistics(widest, "bf16", "student")]
+    found.append(_merge())
+    for row in ELEMENTWISE_CONFIGS:
+        found += [_mixture(row), _gradient(row, "fp32", "fp32", "everything")]
+    widest = ELEMENTWISE_CONFIGS[-1]
+    found += [
+        _gradient(widest, "fp32", "bf16", "kl_teacher_student"),
+        _gradient(widest, "bf16", "bf16", "plain"),
+        _merge_mixture(),
+        _chosen(),
+        _put(),
+    ]
+    return found
+
+
+_NUMBERS = ("student_pre", "student_post", "teacher_pre", "teacher_post")
+
+
+def _signature(pointers: dict[str, str], integers: tuple[str, ...], floats: tuple[str, ...]) -> Any:
+    return {
+        **{name: f"*{kind}" for name, kind in pointers.items()},
+        **dict.fromkeys(integers, "i32"),
+        **dict.fromkeys(floats, "fp32"),
+    }
+
+
+def _statistics(config: RowConfig, dtype: str, what: str) -> Case:
+    pointers = {"student_ptr": dtype, "partials_ptr": "fp32"}
+    floats: tuple[str, ...] = ()
+    if what != "student":
+        pointers["teacher_ptr"] = dtype
+    if what == "everything":
+        pointers |= {"student_bias_ptr": "fp32", "teacher_bias_ptr": "fp32", "ids_ptr": "i64"}
+        pointers |= {"chosen_ptr": "fp32", "teacher_chosen_ptr": "fp32"}
+        floats = _NUMBERS
+    return Case(
+        f"statistics/{config.tile}/{dtype}/{what}",
+        "statistics",
+        "statistics_kernel",
+        _signature(
+            pointers, ("student_stride", "teacher_stride", "vocab", "parts", "num_ids"), floats
+        ),
+        {"FIELDS": 3 if what == "student" else 8, "TILE": config.tile, "IDS_TILE": 64},
+        config.num_warps,
+    )
+
+
+def _merge() -> Case:
+    pointers = dict.fromkeys(
+        [
+            "partials_ptr",
+            "chosen_ptr",
+            "teacher_chosen_ptr",
+            "tau_ptr",
+            "sigma_ptr",
+            "rows_ptr",
+            "entropy_ptr",
+            "lse_ptr",
+            "logp_ptr",
+            "teacher_entropy_ptr",
+            "teacher_lse_ptr",
+            "teacher_logp_ptr",
+            "kl_teacher_student_ptr",
+            "kl_student_teacher_ptr",
+            "direction_ptr",
+        ],
+        "fp32",
+    )
+    return Case(
+        "merge/64/everything",
+        "merge",
+        "merge_kernel",
+        _signature({**pointers, "ids_ptr": "i64"}, ("parts", "num_ids", "vocab"), ()),
+        {"FIELDS": 8, "NUMBERS": 10, "PARTS_TILE": 64, "IDS_TILE": 64, "RULE": "tanh"},
+        1,
+    )
+
+
+def _mixture(config: RowConfig) -> Case:
+    pointers = dict.fromkeys(
+        [
+            "student_ptr",
+            "student_bias_ptr",
+            "teacher_ptr",
+            "teacher_bias_ptr",
+            "rows_ptr",
+            "sums_ptr",
+        ],
+        "fp32",
+    )
+    return Case(
+        f"mixture/{config.tile}/fp32/everything",
+        "mixture",
+        "mixture_kernel",
+        _signature(
+            pointers,
+            ("student_stride", "teacher_stride", "vocab", "parts"),
+            (*_NUMBERS, "beta", "clip"),
+        ),
+        {"NUMBERS": 10, "TILE": config.tile},
+        config.num_warps,
+    )
+
+
+def _merge_mixture() -> Case:
+    pointers = dict.fromkeys(["sums_ptr", "rows_ptr", "jsd_ptr", "clipped_ptr"], "fp32")
+    return Case(
+        "merge_mixture/64/everything",
+        "mixture",
+        "merge_mixture_kernel",
+        _signature(pointers, ("parts",), ("beta",)),
+        {"NUMBERS": 10, "PARTS_TILE": 64},
+        1,
+    )
+
+
+_COEFFICIENTS = [
+    "plain_ptr",
+    "entropy_ptr",
+    "kl_teacher_student_ptr",
+    "kl_student_teacher_ptr",
+    "jsd_ptr",
+    "clipped_ptr",
+]
+
+
+def _gradient(config: RowConfig, dtype: str, out: str, what: str) -> Case:
+    pointers = {"student_ptr": dtype, "rows_ptr": "fp32", "out_ptr": out}
+    floats: tuple[str, ...] = ()
+    if what == "everything":
+        pointers |= {"student_bias_ptr": "fp32", "teacher_bias_ptr": "fp32", "teacher_ptr": dtype}
+        pointers |= dict.fromkeys(_COEFFICIENTS, "fp32")
+        floats = (*_NUMBERS, "beta", "clip")
+    elif what == "kl_teacher_student":
+        pointers |= {"teacher_ptr": dtype, "kl_teacher_student_ptr": "fp32"}
+    else:
+        pointers["plain_ptr"] = "fp32"
+    return Case(
+        f"gradient/{config.tile}/{dtype}/{out}/{what}",
+        "gradient",
+        "gradient_kernel",
+        _signature(
+            pointers,
+            ("student_stride", "teacher_stride", "out_stride", "vocab", "parts"),
+            floats,
+        ),
+        {"NUMBERS": 10, "TILE": config.tile},
+        config.num_warps,
+    )
+
+
+def _chosen() -> Case:
+    names = ["student_ptr", "student_bias_ptr", "teacher_ptr", "teacher_bias_ptr", "rows_ptr"]
+    pointers = dict.fromkeys([*names, *_COEFFICIENTS, "ids_coef_ptr", "out_ptr"], "fp32")
+    return Case(
+        "chosen/32/fp32/everything",
+        "gradient",
+        "chosen_kernel",
+        _signature(
+            {**pointers, "ids_ptr": "i64"},
+            ("student_stride", "teacher_stride", "vocab", "num_ids"),
+            (*_NUMBERS, "beta", "clip"),
+        ),
+        {"NUMBERS": 10, "IDS_TILE": 32},
+        1,
+    )
+
+
+def _put() -> Case:
+    return Case(
+        "put/32/bf16",
+        "gradient",
+        "put_kernel",
+        _signature(
+            {"ids_ptr": "i64", "values_ptr": "fp32", "out_ptr": "bf16"},
+            ("out_stride", "vocab", "num_ids"),
+            (),
+        ),
+        {"IDS_TILE": 32},
+        1,
+    )
