@@ -11,11 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Where model configs keep transforms of their logits. Multipliers: logits * value; divisors: logits
-# / value.
-_MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier_scale")
-_DIVISORS = ("logits_scaling",)
-_SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "final_logit_softcap")
+from sdkernels.engine.model_head import linear_parts, read_model
 
 
 class LMHead:
@@ -85,35 +81,32 @@ class LMHead:
 
     @classmethod
     def from_model(cls, model: Any, *, valid_vocab: int | None = None) -> LMHead:
-        """The head of a transformers causal language model, with the transforms named in its
-        config.
+        """The head of a transformers causal language model, for its last hidden states (behind the
+        final norm).
 
-        Reads `final_logit_softcapping` (Gemma), `logit_scale` (Cohere), `logits_scaling` (Granite)
-        and relatives. The weight is the model's own parameter, so gradients reach it (and tied
-        embeddings).
+        Reads the transforms that the config names: `final_logit_softcapping` (Gemma), `logit_scale`
+        (Cohere), `logits_scaling` (Granite), `dim_model_base` (MiniCPM) and relatives, and
+        `unpadded_vocab_size` where no `valid_vocab` is given. The weight is the model's own
+        parameter, so gradients reach it (and tied embeddings). Under PEFT's `modules_to_save` it is
+        that of the active adapter.
 
         Raises:
             TypeError: no output embedding, an adapter (LoRA) or a quantised layer on it, or a layer
                 that is not linear.
-            ValueError: the config asks for a transform of the logits that this class does not know.
+            ValueError: an encoder-decoder, a model that does more between its last hidden states
+                and its logits, or a config that asks for a transform which this class does not
+                know.
         """
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        get_head = getattr(inner, "get_output_embeddings", None)
-        module = get_head() if callable(get_head) else None
-        if module is None:
-            raise TypeError(
-                f"model: {type(inner).__name__} has no output embedding (get_output_embeddings() "
-                "gives nothing); "
-                "pass LMHead(weight, ...) yourself"
-            )
-        weight, bias = _linear_parts(module)
-        config = (
-            inner.config.get_text_config()
-            if hasattr(inner.config, "get_text_config")
-            else inner.config
+        found = read_model(model)
+        if valid_vocab is None:
+            valid_vocab = found.valid_vocab
+        return cls(
+            found.weight,
+            found.bias,
+            scale=found.scale,
+            softcap=found.softcap,
+            valid_vocab=valid_vocab,
         )
-        scale, softcap = _transforms_of(config)
-        return cls(weight, bias, scale=scale, softcap=softcap, valid_vocab=valid_vocab)
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.weight.shape))
@@ -136,45 +129,11 @@ def as_head(head: Any, argument: str = "head") -> LMHead:
     if isinstance(head, Tensor):
         return LMHead(head)
     if isinstance(head, nn.Module):
-        return LMHead(*_linear_parts(head))
+        return LMHead(*linear_parts(head))
     raise TypeError(
         f"{argument}: expected an LMHead, a weight tensor [V, D] or an nn.Linear, got "
         f"{type(head).__name__}"
     )
-
-
-def _linear_parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a plain linear layer; everything that would compute something else is
-    refused.
-    """
-    kind = type(module).__name__
-    if hasattr(module, "lora_A") or hasattr(module, "base_layer"):
-        raise TypeError(
-            f"head: {kind} carries an adapter (LoRA) on the output projection, which its weight "
-            "alone does not show. "
-            "Leave lm_head out of target_modules, or merge the adapter first "
-            "(model.merge_and_unload())"
-        )
-    weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
-        raise TypeError(f"head: {kind} has no weight tensor; pass LMHead(weight, ...) yourself")
-    # Subclasses of nn.Linear (quantised, parallel, scaled) may do more than a product with their
-    # weight.
-    if (
-        type(module) is not nn.Linear
-        and isinstance(module, nn.Linear)
-        and kind != "NonDynamicallyQuantizableLinear"
-    ):
-        raise TypeError(
-            f"head: {kind} is a modified nn.Linear and may compute more than hidden @ weight.T; "
-            "pass LMHead(weight, ...) with a plain weight tensor"
-        )
-    if not isinstance(module, nn.Linear) and not isinstance(module, nn.Embedding):
-        raise TypeError(
-            f"head: expected a plain nn.Linear, got {kind}; pass LMHead(weight, ...) yourself"
-        )
-    bias = getattr(module, "bias", None)
-    return weight, bias if isinstance(bias, Tensor) else None
 
 
 def _check_weight(weight: Any) -> None:
@@ -225,38 +184,3 @@ def check_valid_vocab(valid_vocab: Any, vocab: int) -> None:
 def is_dtensor(tensor: Tensor) -> bool:
     """Whether this is a shard under FSDP2 or tensor parallelism."""
     return hasattr(tensor, "full_tensor") and hasattr(tensor, "device_mesh")
-
-
-def _transforms_of(config: Any) -> tuple[float, float | None]:
-    """(scale, softcap) from a model config; refuses names that look like a logit transform we do
-    not know.
-    """
-    scale, softcap = 1.0, None
-    known = {*_MULTIPLIERS, *_DIVISORS, *_SOFTCAPS}
-    values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
-    for name, value in values.items():
-        if not isinstance(value, (int, float)) or isinstance(value, bool):
-            continue
-        if name in _MULTIPLIERS:
-            scale *= float(value)
-        elif name in _DIVISORS:
-            scale /= float(value)
-        elif name in _SOFTCAPS:
-            softcap = float(value)
-        elif name not in known and _looks_like_logit_transform(name) and value not in (0, 1):
-            raise ValueError(
-                f"config.{name}={value!r} looks like a transform of the logits that LMHead does "
-                "not know; "
-                "if it is not one, pass LMHead(weight, bias, scale=..., softcap=...) yourself"
-            )
-    return scale, softcap
-
-
-def _looks_like_logit_transform(name: str) -> bool:
-    about_logits = "logit" in name or "lm_head" in name
-    about_routers = "router" in name or "attn" in name or "attention" in name or "gate" in name
-    return (
-        about_logits
-        and not about_routers
-        and any(w in name for w in ("cap", "scal", "mult", "temp"))
-    )

@@ -312,13 +312,17 @@ def _backward_block(
     c = {name: coef[lo:hi].to(dtype) for name, coef in coefs.items()}
     row = {name: value[lo:hi] for name, value in state.rows.items()}
     empty_R = _empty_rows(row["s_log_z"])
+    t_empty_R = None if teacher is None else _empty_rows(row["t_log_z"])
+    if t_empty_R is not None:
+        # No distribution, no direction to move in.
+        for name in c.keys() & set(_NEEDS_TEACHER_LOGITS):
+            c[name] = c[name].masked_fill(t_empty_R, 0.0)
     x_RV = _reread(student, "student", lo, hi, row["s_pivot"], scratch)
     s_RV = _softmax(x_RV, empty_R, scratch("p_student", hi - lo))
     factor_RV = _student_factor(state, c, row, lo, hi, x_RV)
     dz_RV = torch.mul(s_RV, factor_RV, out=scratch("dz", hi - lo))
     if teacher is not None and any(name in c for name in _NEEDS_TEACHER_LOGITS):
         t_x_RV = _reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
-        t_empty_R = _empty_rows(row["t_log_z"])
         t_RV = _softmax(t_x_RV, t_empty_R, scratch("p_teacher", hi - lo))
         log_ratio_RV = None
         if any(name in c for name in _NEEDS_LOG_RATIO):
@@ -379,8 +383,12 @@ def _add_divergences(
     if "kl_student_teacher" in c:
         assert log_ratio_RV is not None
         coef_R = c["kl_student_teacher"]
-        factor_RV = log_ratio_RV + state.stats["kl_student_teacher"][lo:hi, None]
-        dz_RV -= factor_RV.mul_(s_RV).mul_(coef_R[:, None])
+        kl_R = state.stats["kl_student_teacher"][lo:hi]
+        factor_RV = (log_ratio_RV + kl_R[:, None]).mul_(s_RV).mul_(coef_R[:, None])
+        if not torch.isfinite(kl_R).all():
+            # An infinite divergence of a token that the loss leaves out must not reach the weight.
+            factor_RV.masked_fill_((coef_R == 0)[:, None], 0.0)
+        dz_RV -= factor_RV
     if "jsd" in c:
         assert log_ratio_RV is not None
         assert state.spec.jsd_beta is not None
