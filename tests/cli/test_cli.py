@@ -1,0 +1,163 @@
+"""The command line: listings, errors of one line, exit statuses."""
+
+import json
+
+import pytest
+
+from sdkernels import contexts, recipes
+from sdkernels.cli import COMMANDS, main
+from sdkernels.cli.text import columns, parse_settings, record
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    status = main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
+def test_every_command_explains_itself(capsys, command):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"])
+    assert stopped.value.code == 0
+    assert COMMANDS[command][:20].lower() in " ".join(capsys.readouterr().out.lower().split())
+
+
+def test_help_of_train_has_our_settings_with_defaults_and_few_of_transformers(capsys):
+    status, out, _ = run(capsys, "train", "--help")
+    assert status == 0
+    assert "--num_generations 8" in out
+    assert "--teacher_update_rate 0.05" in out
+    assert "--output_dir" in out
+    assert "galore" not in out
+
+
+def test_contexts_lists_all_and_renders_one(capsys):
+    _, out, _ = run(capsys, "contexts")
+    assert all(name in out for name in contexts.names())
+    _, out, _ = run(capsys, "contexts", "--show", "hint")
+    assert "leaks answer" in out
+    assert contexts.render_sample("hint") in out
+
+
+def test_settings_of_a_context_reach_the_builder(capsys):
+    shown = [
+        run(capsys, "contexts", "--show", "sibling_solution", "--set", f"thinking={mode}")[1]
+        for mode in ("keep", "strip")
+    ]
+    assert "<think>" in shown[0]
+    assert "<think>" not in shown[1]
+
+
+def test_recipes_lists_all_and_shows_one(capsys):
+    _, out, _ = run(capsys, "recipes")
+    assert all(name in out for name in recipes.names())
+    _, out, _ = run(capsys, "recipes", "--show", "opsd")
+    assert "entry_clip = 0.05" in out
+    assert "2601.18734" in out
+
+
+def test_env_names_versions_and_the_backend(capsys):
+    _, out, _ = run(capsys, "env")
+    assert "torch rows, budget for logits 256 MiB" in out
+    assert "triton backend" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["contexts", "--show", "hnit"], ["hnit", "hint"]),
+        (["contexts", "--set", "a=1"], ["--set needs --show"]),
+        (["contexts", "--show", "hint", "--set", "a"], ["'a'", "KEY=VALUE"]),
+        (["recipes", "--show", "gpro"], ["gpro", "grpo"]),
+        (["train", "--recip", "opsd"], ["--recip", "recipe"]),
+        (["train", "--output_dir", "x", "--recipe_args", "beta"], ["recipe_args"]),
+        (["train", "--output_dir", "x", "--recipe", "opsdd"], ["opsdd", "opsd"]),
+        (["train", "--config", "no.yaml"], ["no.yaml"]),
+        (["eval", "--dataset", "no.jsonl"], ["no.jsonl"]),
+    ],
+)
+def test_wrong_input_is_one_line_that_names_it_and_status_2(
+    capsys, tmp_path, monkeypatch, arguments, parts
+):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run(capsys, *arguments)
+    last = err.strip().splitlines()[-1]
+    assert status == 2, err
+    assert last.startswith(f"sdkernels {arguments[0]}: ")
+    assert all(part in last for part in parts), last
+    assert "Traceback" not in err
+
+
+def test_tracebacks_on_request(monkeypatch):
+    monkeypatch.setenv("SDKERNELS_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="hnit"):
+        main(["contexts", "--show", "hnit"])
+
+
+def test_report_of_a_folder_that_is_no_run(capsys, tmp_path):
+    status, _, err = run(capsys, "report", str(tmp_path / "nothing"))
+    assert status in (1, 2)
+    assert "nothing" in err
+
+
+def test_a_yaml_config_is_read_and_flags_win(capsys, tmp_path, monkeypatch):
+    seen = {}
+
+    def pretend(config):
+        seen.update(
+            steps=config.max_steps, lr=config.learning_rate, model=config.model_name_or_path
+        )
+        raise RuntimeError("stopped by the test")
+
+    monkeypatch.setattr("sdkernels.train.run.train", pretend)
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        json.dumps({"output_dir": str(tmp_path / "o"), "max_steps": 3, "use_cpu": True})
+    )
+    status, _, err = run(
+        capsys,
+        "train",
+        "--config",
+        str(file),
+        "--steps",
+        "7",
+        "--model",
+        "m",
+        "--learning_rate=2e-6",
+    )
+    assert status == 1, err
+    assert seen == {"steps": 7, "lr": 2e-6, "model": "m"}
+
+
+def test_exit_status_of_an_interrupted_run(capsys, monkeypatch, tmp_path):
+    from sdkernels.train.errors import Interrupted
+
+    def interrupted(config):
+        raise Interrupted("stopped at step 3; resume with ...", signal_number=15)
+
+    monkeypatch.setattr("sdkernels.train.run.train", interrupted)
+    status, _, err = run(capsys, "train", "--output_dir", str(tmp_path), "--use_cpu", "true")
+    assert status == 128 + 15
+    assert "resume with" in err
+
+
+def test_record_and_columns_show_no_python():
+    text = record({"a_b": {"x": None, "y": [1, 2]}, "c": True})
+    assert text.split("\n") == ["a b  x=none, y=1, 2", "c    yes"]
+    assert columns([("n", "word " * 60)]).count("\n") >= 3
+    assert parse_settings(["a=1", "b=null", "c=true", "d=x=y"]) == {
+        "a": 1,
+        "b": None,
+        "c": True,
+        "d": "x=y",
+    }
