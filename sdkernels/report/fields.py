@@ -222,7 +222,7 @@ def missing_reason(summary: Mapping[str, Any], path: tuple[str, ...]) -> str:
     """Return one plain sentence on why the value at `path` is not there."""
     section, key = path[0], path[-1]
     if section in ("before", "after"):
-        return f"no evaluation {section} training was recorded"
+        return "no evaluation was recorded"
     if section == "last":
         if not lookup(summary, "last"):
             return "no training step was recorded"

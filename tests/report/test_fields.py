@@ -52,7 +52,7 @@ def test_nan_is_shown_as_nan_not_as_missing() -> None:
         ),
         ({"last": {"step": 1}, "teacher": "frozen"}, ("last", "gap"), "no token had a teacher"),
         ({}, ("last", "loss"), "no training step was recorded"),
-        ({}, ("after", "accuracy"), "no evaluation after training"),
+        ({}, ("after", "accuracy"), "no evaluation was recorded"),
         ({}, ("peak_memory_bytes",), "the run did not record it"),
         ({"tokens_per_second": 3.0}, ("peak_memory_bytes",), "not measured on this device"),
     ],
