@@ -82,10 +82,13 @@ def _statistics(config: RowConfig, dtype: str, what: str) -> Case:
         f"statistics/{config.tile}/{dtype}/{what}",
         "statistics",
         "statistics_kernel",
-        _signature(
-            pointers, ("student_stride", "teacher_stride", "vocab", "parts", "num_ids"), floats
-        ),
-        {"FIELDS": 3 if what == "student" else 8, "TILE": config.tile, "IDS_TILE": 64},
+        _signature(pointers, ("student_stride", "teacher_stride", "vocab", "parts"), floats),
+        {
+            "FIELDS": 3 if what == "student" else 8,
+            "TILE": config.tile,
+            "NUM_IDS": 100,
+            "IDS_TILE": 64,
+        },
         config.num_warps,
     )
 
@@ -115,8 +118,15 @@ def _merge() -> Case:
         "merge/64/everything",
         "merge",
         "merge_kernel",
-        _signature({**pointers, "ids_ptr": "i64"}, ("parts", "num_ids", "vocab"), ()),
-        {"FIELDS": 8, "NUMBERS": 10, "PARTS_TILE": 64, "IDS_TILE": 64, "RULE": "tanh"},
+        _signature({**pointers, "ids_ptr": "i64"}, ("parts", "vocab"), ()),
+        {
+            "FIELDS": 8,
+            "NUMBERS": 10,
+            "PARTS_TILE": 64,
+            "NUM_IDS": 100,
+            "IDS_TILE": 64,
+            "RULE": "tanh",
+        },
         1,
     )
 
@@ -203,10 +213,10 @@ def _chosen() -> Case:
         "chosen_kernel",
         _signature(
             {**pointers, "ids_ptr": "i64"},
-            ("student_stride", "teacher_stride", "vocab", "num_ids"),
+            ("student_stride", "teacher_stride", "vocab"),
             (*_NUMBERS, "beta", "clip"),
         ),
-        {"NUMBERS": 10, "IDS_TILE": 32},
+        {"NUMBERS": 10, "NUM_IDS": 100, "IDS_TILE": 32},
         1,
     )
 
@@ -218,9 +228,9 @@ def _put() -> Case:
         "put_kernel",
         _signature(
             {"ids_ptr": "i64", "values_ptr": "fp32", "out_ptr": "bf16"},
-            ("out_stride", "vocab", "num_ids"),
+            ("out_stride", "vocab"),
             (),
         ),
-        {"IDS_TILE": 32},
+        {"NUM_IDS": 100, "IDS_TILE": 32},
         1,
     )

@@ -188,7 +188,6 @@ def chosen_kernel(
     student_stride,
     teacher_stride,
     vocab,
-    num_ids,
     student_pre,
     student_post,
     teacher_pre,
@@ -196,18 +195,19 @@ def chosen_kernel(
     beta,
     clip,
     NUMBERS: tl.constexpr,
+    NUM_IDS: tl.constexpr,
     IDS_TILE: tl.constexpr,
 ):
     """The gradient at the chosen columns, onehots included. One program a row."""
     row = tl.program_id(0).to(tl.int64)
-    row_ids = ids_ptr + row * num_ids
-    for start in range(0, num_ids, IDS_TILE):
+    row_ids = ids_ptr + row * NUM_IDS
+    for start in range(0, NUM_IDS, IDS_TILE):
         slots = start + tl.arange(0, IDS_TILE)
-        ids = tl.load(row_ids + slots, mask=slots < num_ids, other=-1)
+        ids = tl.load(row_ids + slots, mask=slots < NUM_IDS, other=-1)
         known = (ids >= 0) & (ids < vocab)
         onehot = tl.zeros((IDS_TILE,), tl.float32)
-        for other in range(num_ids):
-            coef = tl.load(ids_coef_ptr + row * num_ids + other).to(tl.float32)
+        for other in range(NUM_IDS):
+            coef = tl.load(ids_coef_ptr + row * NUM_IDS + other).to(tl.float32)
             onehot += tl.where(ids == tl.load(row_ids + other), coef, 0.0)
         dz = _gradient_at(
             ids,
@@ -235,7 +235,7 @@ def chosen_kernel(
             clip,
             NUMBERS,
         )
-        tl.store(out_ptr + row * num_ids + slots, dz, mask=known)
+        tl.store(out_ptr + row * NUM_IDS + slots, dz, mask=known)
 
 
 @triton.jit
@@ -245,16 +245,16 @@ def put_kernel(
     out_ptr,  # [C, V]
     out_stride,
     vocab,
-    num_ids,
+    NUM_IDS: tl.constexpr,
     IDS_TILE: tl.constexpr,
 ):
     """out[row, ids] = values; repeated ids carry the same value. One program a row."""
     row = tl.program_id(0).to(tl.int64)
-    for start in range(0, num_ids, IDS_TILE):
+    for start in range(0, NUM_IDS, IDS_TILE):
         slots = start + tl.arange(0, IDS_TILE)
-        ids = tl.load(ids_ptr + row * num_ids + slots, mask=slots < num_ids, other=-1)
+        ids = tl.load(ids_ptr + row * NUM_IDS + slots, mask=slots < NUM_IDS, other=-1)
         known = (ids >= 0) & (ids < vocab)
-        values = tl.load(values_ptr + row * num_ids + slots, mask=known, other=0.0)
+        values = tl.load(values_ptr + row * NUM_IDS + slots, mask=known, other=0.0)
         target = out_ptr + row * out_stride + ids
         tl.store(target, values.to(out_ptr.dtype.element_ty), mask=known)
 
@@ -318,9 +318,9 @@ def logit_gradient(
                 values_CK,
                 *strides,
                 vocab,
-                num_ids,
                 *numbers,
                 NUMBERS=ROW_NUMBERS,
+                NUM_IDS=num_ids,
                 IDS_TILE=IDS_TILE,
                 num_warps=1,
                 **OPTIONS,
@@ -345,7 +345,7 @@ def logit_gradient(
                 out_CV,
                 out_CV.stride(0),
                 vocab,
-                num_ids,
+                NUM_IDS=num_ids,
                 IDS_TILE=IDS_TILE,
                 num_warps=1,
                 **OPTIONS,

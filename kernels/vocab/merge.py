@@ -97,10 +97,12 @@ def _mean_gap(row_ptr, slots, parts, rescale, mass, distance_gap, z, GAP: tl.con
 
 
 @triton.jit
-def _write_logp(chosen_ptr, out_ptr, ids_ptr, num_ids, vocab, pivot, log_z, TILE: tl.constexpr):
-    for start in range(0, num_ids, TILE):
+def _write_logp(
+    chosen_ptr, out_ptr, ids_ptr, vocab, pivot, log_z, NUM_IDS: tl.constexpr, TILE: tl.constexpr
+):
+    for start in range(0, NUM_IDS, TILE):
         slots = start + tl.arange(0, TILE)
-        mask = slots < num_ids
+        mask = slots < NUM_IDS
         ids = tl.load(ids_ptr + slots, mask=mask, other=-1)
         known = (ids >= 0) & (ids < vocab)
         # z_y - M and log Z stay apart until here: a constant added to all logits costs no digits.
@@ -141,11 +143,11 @@ def merge_kernel(
     kl_student_teacher_ptr,
     direction_ptr,
     parts,
-    num_ids,
     vocab,
     FIELDS: tl.constexpr,
     NUMBERS: tl.constexpr,
     PARTS_TILE: tl.constexpr,
+    NUM_IDS: tl.constexpr,
     IDS_TILE: tl.constexpr,
     RULE: tl.constexpr,
 ):
@@ -166,16 +168,16 @@ def merge_kernel(
     tl.store(kept_ptr + ENTROPY, entropy)
     if tau_ptr is not None:
         tl.store(direction_ptr + row, _direction(entropy, tau_ptr, sigma_ptr, row, RULE))
-    row_ids = row * num_ids
+    row_ids = row * NUM_IDS
     if ids_ptr is not None:
         _write_logp(
             chosen_ptr + row_ids,
             logp_ptr + row_ids,
             ids_ptr + row_ids,
-            num_ids,
             vocab,
             pivot_s,
             log_z_s,
+            NUM_IDS,
             IDS_TILE,
         )
     if teacher_entropy_ptr is not None:
@@ -205,10 +207,10 @@ def merge_kernel(
                 teacher_chosen_ptr + row_ids,
                 teacher_logp_ptr + row_ids,
                 ids_ptr + row_ids,
-                num_ids,
                 vocab,
                 pivot_t,
                 log_z_t,
+                NUM_IDS,
                 IDS_TILE,
             )
 
@@ -267,11 +269,11 @@ def merge(
             stats.get("kl_student_teacher"),
             stats.get("direction"),
             parts,
-            num_ids,
             vocab,
             FIELDS=fields,
             NUMBERS=ROW_NUMBERS,
             PARTS_TILE=triton.next_power_of_2(parts),
+            NUM_IDS=num_ids,
             IDS_TILE=IDS_TILE,
             RULE="sign" if gate is None else gate.rule,
             num_warps=1,

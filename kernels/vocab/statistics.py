@@ -43,12 +43,21 @@ def _write_moments(out_ptr, parts, z, FIRST: tl.constexpr):
 
 @triton.jit
 def _copy_chosen(
-    row_ptr, bias_ptr, ids_ptr, out_ptr, num_ids, first, last, pre, post, IDS_TILE: tl.constexpr
+    row_ptr,
+    bias_ptr,
+    ids_ptr,
+    out_ptr,
+    first,
+    last,
+    pre,
+    post,
+    NUM_IDS: tl.constexpr,
+    IDS_TILE: tl.constexpr,
 ):
     """Logits of those of the row's ids that lie in columns first..last - 1."""
-    for start in range(0, num_ids, IDS_TILE):
+    for start in range(0, NUM_IDS, IDS_TILE):
         slots = start + tl.arange(0, IDS_TILE)
-        ids = tl.load(ids_ptr + slots, mask=slots < num_ids, other=-1)
+        ids = tl.load(ids_ptr + slots, mask=slots < NUM_IDS, other=-1)
         mine = (ids >= first) & (ids < last)
         tl.store(out_ptr + slots, logits(row_ptr, bias_ptr, ids, mine, pre, post), mask=mine)
 
@@ -67,13 +76,13 @@ def statistics_kernel(
     teacher_stride,
     vocab,
     parts,
-    num_ids,
     student_pre,
     student_post,
     teacher_pre,
     teacher_post,
     FIELDS: tl.constexpr,
     TILE: tl.constexpr,
+    NUM_IDS: tl.constexpr,
     IDS_TILE: tl.constexpr,
 ):
     """One program for each row and part, the parts of a row next to each other."""
@@ -98,17 +107,17 @@ def statistics_kernel(
         tl.store(out_ptr + GAP_S * parts, tl.sum(times(e_s, gap), 0))
     if ids_ptr is not None:
         last = tl.minimum(first + TILE, vocab)
-        row_ids = ids_ptr + row * num_ids
+        row_ids = ids_ptr + row * NUM_IDS
         _copy_chosen(
             student_row,
             student_bias_ptr,
             row_ids,
-            chosen_ptr + row * num_ids,
-            num_ids,
+            chosen_ptr + row * NUM_IDS,
             first,
             last,
             student_pre,
             student_post,
+            NUM_IDS,
             IDS_TILE,
         )
         if teacher_ptr is not None:
@@ -116,12 +125,12 @@ def statistics_kernel(
                 teacher_row,
                 teacher_bias_ptr,
                 row_ids,
-                teacher_chosen_ptr + row * num_ids,
-                num_ids,
+                teacher_chosen_ptr + row * NUM_IDS,
                 first,
                 last,
                 teacher_pre,
                 teacher_post,
+                NUM_IDS,
                 IDS_TILE,
             )
 
@@ -170,13 +179,13 @@ def partial_statistics(
             0 if teacher is None else teacher.stride,
             vocab,
             parts,
-            num_ids,
             student.pre,
             student.post,
             None if teacher is None else teacher.pre,
             None if teacher is None else teacher.post,
             FIELDS=fields,
             TILE=config.tile,
+            NUM_IDS=num_ids,
             IDS_TILE=IDS_TILE,
             num_warps=config.num_warps,
             **OPTIONS,

@@ -68,7 +68,7 @@ MUTANTS = {
     "teacher's softmax forgotten": ("gradient.py", "dz += (p_s - p_t)", "dz += p_s"),
     "onehot of the first of repeated ids only": (
         "gradient.py",
-        "for other in range(num_ids):",
+        "for other in range(NUM_IDS):",
         "for other in range(1):",
     ),
     "slope forgotten": ("gradient.py", "dz = (dz + onehot) * slope", "dz = dz + onehot"),
