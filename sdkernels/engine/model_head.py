@@ -152,8 +152,8 @@ def _check_position(model: Any, module: nn.Module) -> None:
     parent = model.get_submodule(path.rpartition(".")[0])
     if not hasattr(parent, "get_output_embeddings"):
         raise ValueError(
-            f"model: the output projection {path} is part of {type(parent).__name__}, which "
-            "transforms the hidden states first; pass LMHead(weight, bias) yourself, and the "
+            f"model: the output projection {path} is part of {type(parent).__name__}, which may "
+            "transform the hidden states first; pass LMHead(weight, bias) yourself, and the "
             "hidden states behind that transform"
         )
 
