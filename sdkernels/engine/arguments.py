@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -64,7 +65,8 @@ def build_problem(
     if slab_dtype not in ("float32", "model"):
         raise ValueError(f"slab_dtype={slab_dtype!r}: accepted are 'float32' and 'model'")
     slab = hidden.dtype if slab_dtype == "model" else spec.compute_dtype
-    rows = resolve_backend(backend, device)
+    rows = resolve_backend(backend, device, spec.compute_dtype)
+    spec = replace(spec, gradient_dtype=_gradient_dtype(rows.name, hidden, head))
     budget_bytes = _budget(chunk_bytes, device)
     widest = max(head.hidden_size, _teacher_size(teacher))
     cast_rows = cast_rows_within(budget_bytes, widest, spec.compute_dtype)
@@ -84,7 +86,7 @@ def build_problem(
         backend=rows,
         plan=plan_chunks(
             lead.numel() if kept_N is None else kept_N.shape[0],
-            _token_bytes(head, teacher, kept_N, slab, spec.compute_dtype, cast_rows),
+            _token_bytes(head, teacher, kept_N, slab, spec, cast_rows),
             lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec.compute_dtype),
             budget_bytes,
         ),
@@ -111,25 +113,38 @@ def _teacher_size(teacher: Teacher | None) -> int:
     return teacher.head.hidden_size if isinstance(teacher, HiddenTeacher) else 0
 
 
+def _gradient_dtype(backend: str, hidden: Tensor, head: LMHead) -> torch.dtype | None:
+    """The dtype of the logits' gradient, None for that of the slab.
+
+    bfloat16 factors are multiplied at full speed only by a bfloat16 gradient. float16 would lose
+    the small entries of a mean over many tokens.
+    """
+    narrow = hidden.dtype == head.weight.dtype == torch.bfloat16
+    return torch.bfloat16 if backend == "triton" and narrow else None
+
+
 def _token_bytes(
     head: LMHead,
     teacher: Teacher | None,
     kept_N: Tensor | None,
     slab: torch.dtype,
-    compute_dtype: torch.dtype,
+    spec: RowSpec,
     cast_rows: int,
 ) -> int:
     """Bytes that one token of a chunk costs besides the row backend's scratch."""
+    compute_dtype = spec.compute_dtype
     slabs = 2 if isinstance(teacher, HiddenTeacher) else 1
     total = slabs * head.vocab * slab.itemsize
+    if spec.gradient_dtype is not None and spec.gradient_dtype != slab:
+        total += head.vocab * spec.gradient_dtype.itemsize
     if isinstance(teacher, LogitsTeacher):
         flat = flat_view(teacher.logits, teacher.lead_shape)
         if kept_N is not None or flat is None:
             total += teacher.logits.shape[-1] * teacher.logits.dtype.itemsize
     if slab != compute_dtype:
         total += cast_rows * compute_dtype.itemsize
-    # Gathered and cast hidden states, and the part of their gradient.
-    states = 3 * head.hidden_size + 2 * _teacher_size(teacher)
+    # Gathered, cast and stacked hidden states, and the part of their gradient.
+    states = 4 * head.hidden_size + 3 * _teacher_size(teacher)
     return total + states * compute_dtype.itemsize
 
 
@@ -217,7 +232,6 @@ def _check_teacher(
         return
     if isinstance(teacher, TopKTeacher):
         _same_device("teacher.ids", teacher.ids, device)
-        _same_device("teacher.logprobs", teacher.logprobs, device)
         if check and teacher.ids.numel():
             low, high = int(teacher.ids.min()), int(teacher.ids.max())
             if low < 0 or high >= head.vocab:

@@ -97,6 +97,11 @@ class TopKTeacher:
                 f"teacher: expected ids and logprobs of one shape [..., K], got {list(ids.shape)} "
                 f"and {list(logprobs.shape)}"
             )
+        if ids.device != logprobs.device:
+            raise ValueError(
+                f"teacher.logprobs is on {logprobs.device}, teacher.ids on {ids.device}: move one "
+                "of them"
+            )
         self.ids = ids.long()
         self.logprobs = logprobs
         self.tail = tail

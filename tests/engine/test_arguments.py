@@ -1,0 +1,311 @@
+"""Wrong arguments: each gets an error that names it, what came, what is accepted and what to do."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import sdkernels as sd
+
+B, L, D, V = 2, 3, 4, 9
+HIDDEN = torch.randn(B, L, D, generator=torch.Generator().manual_seed(0))
+WEIGHT = torch.randn(V, D, generator=torch.Generator().manual_seed(1))
+LOGITS = torch.randn(B, L, V, generator=torch.Generator().manual_seed(2))
+IDS = torch.arange(B * L).reshape(B, L)
+TOPK = sd.TopKTeacher(IDS[..., None], torch.full((B, L, 1), -1.0))
+
+CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "hidden_type": ({"hidden": [1.0]}, TypeError, "hidden: expected a tensor [..., D], got list"),
+    "hidden_dtype": (
+        {"hidden": HIDDEN.long()},
+        TypeError,
+        "hidden has dtype torch.int64: accepted",
+    ),
+    "hidden_scalar": (
+        {"hidden": HIDDEN[0, 0, 0]},
+        ValueError,
+        "expected [..., D] with D = 4 of the",
+    ),
+    "hidden_size": ({"hidden": HIDDEN[..., :3]}, ValueError, "D = 4 of the head, got [2, 3, 3]"),
+    "head_type": (
+        {"head": "lm_head"},
+        TypeError,
+        "head: expected an LMHead, a weight tensor [V, D]",
+    ),
+    "targets_float": (
+        {"targets": IDS.float()},
+        TypeError,
+        "int64 or int32 token ids, got torch.flo",
+    ),
+    "targets_list": ({"targets": [[0] * L] * B}, TypeError, "int64 or int32 token ids, got list"),
+    "targets_shape": (
+        {"targets": IDS[:, :2]},
+        ValueError,
+        "expected shape [2, 3], or [2, 3, 'K'] for K ids a token, got [2, 2]",
+    ),
+    "targets_flat": ({"targets": IDS.flatten()}, ValueError, "got [6]"),
+    "targets_high": (
+        {"targets": IDS + 4},
+        ValueError,
+        "id 9 (token 5 of those kept) is outside the vocabulary 0..8; leave padding such as -100",
+    ),
+    "targets_padding": (
+        {"targets": IDS.masked_fill(IDS == 3, -100)},
+        ValueError,
+        "id -100 (token 3",
+    ),
+    "targets_behind_valid_vocab": (
+        {"head": sd.LMHead(WEIGHT, valid_vocab=5), "targets": IDS},
+        ValueError,
+        "outside the vocabulary 0..4",
+    ),
+    "mask_dtype": (
+        {"mask": torch.ones(B, L)},
+        TypeError,
+        "mask: expected a bool tensor of shape [2",
+    ),
+    "mask_list": ({"mask": [[True] * L] * B}, TypeError, "mask: expected a bool tensor"),
+    "mask_shape": (
+        {"mask": torch.ones(B, L, 1, dtype=torch.bool)},
+        ValueError,
+        "mask: expected shape [2, 3] (that of the tokens), got [2, 3, 1]",
+    ),
+    "teacher_type": (
+        {"teacher": LOGITS},
+        TypeError,
+        "expected a HiddenTeacher, LogitsTeacher or To",
+    ),
+    "teacher_tokens": (
+        {"teacher": sd.LogitsTeacher(LOGITS[:, :2])},
+        ValueError,
+        "teacher: tokens of shape [2, 2], the student's are [2, 3]; both must describe the same",
+    ),
+    "vocabulary_of_logits": (
+        {"teacher": sd.LogitsTeacher(LOGITS[..., :7])},
+        ValueError,
+        "vocabulary mismatch: student 9, teacher 7. If the tokenizers are the same and the rest is "
+        "padding, pass the number of real entries as valid_vocab= on both heads",
+    ),
+    "vocabulary_of_hidden": (
+        {"teacher": sd.HiddenTeacher(HIDDEN, torch.randn(11, D))},
+        ValueError,
+        "vocabulary mismatch: student 9, teacher 11",
+    ),
+    "vocabulary_of_ids": (
+        {"teacher": sd.TopKTeacher(IDS[..., None] + 7, torch.full((B, L, 1), -1.0))},
+        ValueError,
+        "teacher.ids: ids span 7..12, the student's vocabulary is 0..8",
+    ),
+    "temperature_zero": ({"temperature": 0}, ValueError, "temperature=0: expected a finite number"),
+    "temperature_negative": (
+        {"temperature": -1.0},
+        ValueError,
+        "temperature=-1.0: expected a finit",
+    ),
+    "temperature_nan": (
+        {"temperature": float("nan")},
+        ValueError,
+        "temperature=nan: expected a fin",
+    ),
+    "temperature_inf": (
+        {"temperature": float("inf")},
+        ValueError,
+        "temperature=inf: expected a fin",
+    ),
+    "temperature_tensor": (
+        {"temperature": torch.tensor(2.0)},
+        ValueError,
+        "temperature=tensor(2.)",
+    ),
+    "temperature_bool": (
+        {"temperature": True},
+        ValueError,
+        "temperature=True: expected a finite n",
+    ),
+    "teacher_temperature": (
+        {"teacher_temperature": 0.0},
+        ValueError,
+        "teacher_temperature=0.0: exp",
+    ),
+    "teacher_temperature_of_a_list": (
+        {"teacher": TOPK, "teacher_temperature": 2.0},
+        ValueError,
+        "log-probs of a TopKTeacher are taken as they are; ask the server for log-probs at that te",
+    ),
+    "jsd_beta_without_teacher": ({"jsd_beta": 0.5}, ValueError, "jsd_beta=0.5 needs a teacher="),
+    "entry_clip_without_teacher": (
+        {"entry_clip": 0.1},
+        ValueError,
+        "entry_clip=0.1 needs a teacher",
+    ),
+    "jsd_beta_zero": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "jsd_beta": 0},
+        ValueError,
+        "jsd_beta=0: expected a number strictly between 0 and 1",
+    ),
+    "jsd_beta_nan": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "jsd_beta": float("nan")},
+        ValueError,
+        "jsd_beta=nan: expected a number strictly between",
+    ),
+    "entry_clip_zero": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "entry_clip": 0.0},
+        ValueError,
+        "entry_clip=0.0: expected a number above 0, in nats per vocabulary entry",
+    ),
+    "topk_zero": ({"topk": 0}, ValueError, "topk=0: expected a whole number from 1 to V = 9"),
+    "topk_large": ({"topk": 10}, ValueError, "topk=10: expected a whole number from 1 to V = 9"),
+    "topk_float": ({"topk": 3.0}, ValueError, "topk=3.0: expected a whole number from 1 to V = 9"),
+    "topk_with_a_list": (
+        {"teacher": TOPK, "topk": 3},
+        ValueError,
+        "topk=3: a TopKTeacher brings its own ids; leave topk out",
+    ),
+    "topk_of": (
+        {"topk": 3, "topk_of": "both"},
+        ValueError,
+        "topk_of='both': accepted are 'student'",
+    ),
+    "topk_of_nobody": (
+        {"topk": 3, "topk_of": "teacher"},
+        ValueError,
+        "topk_of='teacher' needs a teacher=",
+    ),
+    "chunk_bytes_zero": (
+        {"chunk_bytes": 0},
+        ValueError,
+        "chunk_bytes=0: expected a number of bytes",
+    ),
+    "chunk_bytes_negative": (
+        {"chunk_bytes": -8},
+        ValueError,
+        "chunk_bytes=-8: expected a number of",
+    ),
+    "chunk_bytes_float": (
+        {"chunk_bytes": 1e9},
+        TypeError,
+        "chunk_bytes=1000000000.0: expected a who",
+    ),
+    "chunk_bytes_nan": (
+        {"chunk_bytes": float("nan")},
+        TypeError,
+        "chunk_bytes=nan: expected a whole",
+    ),
+    "chunk_bytes_text": (
+        {"chunk_bytes": "1GB"},
+        TypeError,
+        "chunk_bytes='1GB': expected a whole num",
+    ),
+    "chunk_bytes_small": ({"chunk_bytes": 40}, ValueError, "chunk_bytes=40: one token needs "),
+    "slab_dtype": (
+        {"slab_dtype": "bf16"},
+        ValueError,
+        "slab_dtype='bf16': accepted are 'float32' and",
+    ),
+    "backend": (
+        {"backend": "cuda"},
+        ValueError,
+        "backend='cuda': accepted are 'auto', 'triton', 'to",
+    ),
+    "gate": (
+        {"gate": "entropy"},
+        TypeError,
+        "gate: expected a gate of sdkernels.gates or what its b",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_message(name: str) -> None:
+    arguments, error, message = CASES[name]
+    arguments = {"hidden": HIDDEN, "head": WEIGHT, **arguments}
+    hidden, head = arguments.pop("hidden"), arguments.pop("head")
+    with pytest.raises(error, match=re.escape(message)):
+        sd.token_stats(hidden, head, **arguments)
+    with pytest.raises(error, match=re.escape(message)):
+        sd.token_loss(hidden, head, lambda s, tok: s.entropy, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (1.0, TypeError, "tokens['adv']: expected a tensor, got float"),
+        (
+            torch.ones(B),
+            ValueError,
+            "tokens['adv']: expected shape [2, 3] (or more dimensions behin",
+        ),
+        (torch.ones(L, B), ValueError, "got [3, 2]"),
+        (
+            torch.ones(B, L, requires_grad=True),
+            ValueError,
+            "tokens['adv'] requires grad, but no gradient flows into tokens=; pass it .detach()-ed",
+        ),
+    ],
+)
+def test_tokens(value: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        sd.token_loss(HIDDEN, WEIGHT, lambda s, tok: s.entropy, tokens={"adv": value})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("head.weight", {"head": WEIGHT.to("meta")}),
+        ("mask", {"mask": torch.ones(B, L, dtype=torch.bool, device="meta")}),
+        ("targets", {"targets": IDS.to("meta")}),
+        ("teacher.logits", {"teacher": sd.LogitsTeacher(LOGITS.to("meta"))}),
+        ("teacher.hidden", {"teacher": sd.HiddenTeacher(HIDDEN.to("meta"), WEIGHT)}),
+        ("teacher.head.weight", {"teacher": sd.HiddenTeacher(HIDDEN, WEIGHT.to("meta"))}),
+        (
+            "teacher.ids",
+            {"teacher": sd.TopKTeacher(TOPK.ids.to("meta"), TOPK.logprobs.to("meta"))},
+        ),
+        ("tokens['adv']", {"tokens": {"adv": torch.ones(B, L, device="meta")}}),
+    ],
+)
+def test_another_device(name: str, arguments: dict[str, Any]) -> None:
+    arguments = {"head": WEIGHT, **arguments}
+    message = f"{name} is on meta, hidden on cpu: move one of them"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        sd.token_loss(HIDDEN, arguments.pop("head"), lambda s, tok: s.entropy, **arguments)
+
+
+def test_a_sharded_hidden_state_is_refused() -> None:
+    class Shard(torch.Tensor):
+        device_mesh = "mesh"
+        full_tensor = None
+
+    with pytest.raises(TypeError, match="hidden is a DTensor: pass this rank's tokens"):
+        sd.token_stats(HIDDEN.as_subclass(Shard), WEIGHT)
+
+
+def test_padding_ids_are_fine_where_the_mask_leaves_them_out() -> None:
+    mask = torch.tensor([[True, False, True], [False, True, True]])
+    stats = sd.token_stats(HIDDEN, WEIGHT, targets=IDS.masked_fill(~mask, -100), mask=mask)
+    full = sd.token_stats(HIDDEN, WEIGHT, targets=IDS)
+    assert torch.equal(stats.logp, full.logp * mask)
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), 0.5])
+def test_numbers_of_numpy_are_numbers(number: Any) -> None:
+    plain = sd.token_stats(HIDDEN, WEIGHT, temperature=0.5).entropy
+    assert torch.equal(sd.token_stats(HIDDEN, WEIGHT, temperature=number).entropy, plain)
+    sd.token_stats(HIDDEN, WEIGHT, topk=np.int64(2), chunk_bytes=np.int64(1 << 20))
+
+
+def test_an_id_twice_among_the_targets_counts_twice() -> None:
+    hidden = HIDDEN.clone().requires_grad_()
+    ids = torch.tensor([3, 3, 1]).expand(B, L, 3)
+    stats = sd.token_stats(hidden, WEIGHT, targets=ids)
+    assert torch.equal(stats.logp[..., 0], stats.logp[..., 1])
+    (both,) = torch.autograd.grad(stats.logp[..., :2].sum(), hidden, retain_graph=True)
+    (one,) = torch.autograd.grad(stats.logp[..., 0].sum(), hidden)
+    torch.testing.assert_close(both, 2 * one)
+
+
+def test_targets_without_any_id() -> None:
+    stats = sd.token_stats(HIDDEN, WEIGHT, targets=IDS[..., None][..., :0])
+    assert stats.logp.shape == (B, L, 0)
