@@ -25,7 +25,7 @@ class RowConfig:
 
 # A tile stays in registers: 4096 columns over 8 warps are 16 a thread and model, two loads of 16
 # bytes in bf16. A smaller vocabulary gets the smallest tile that holds it.
-STATISTICS_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 4), RowConfig(4096, 8))
+STATISTICS_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 2), RowConfig(4096, 8))
 # The passes after the first hold more values a column.
 ELEMENTWISE_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 4), RowConfig(2048, 8))
 

@@ -6,8 +6,9 @@ With S, T the softmaxes, r = log T/S and one coefficient c per token and statist
        - c_KL(S||T) S (r + KL(S||T))                      - c_jsd (1 - beta) S (log M/S + KL(S||M))
        + c_clipped (S mass_unclipped - T [unclipped])     + sum_k c_logp,k onehot(y_k)
 
-times the slope of the logit transforms; 0 in a row without mass. Products are rounded one by one
-and S - T is formed first, so T == S gives exactly 0.
+times the slope of the logit transforms; 0 in a row where the student has no mass, and without the
+teacher's terms where that has none. Products are rounded one by one and S - T is formed first, so
+T == S gives exactly 0.
 
 The onehots are not in the big kernel. `chosen_kernel` computes the whole gradient at the K chosen
 columns before (repeated ids get the sum of their coefficients), `put_kernel` writes it over those
@@ -89,20 +90,24 @@ def _gradient_at(
         raw = tl.load(teacher_ptr + row * teacher_stride + cols, mask=valid, other=0.0)
         z_t, _ = transformed(raw, teacher_bias_ptr, cols, valid, teacher_pre, teacher_post)
         x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
+        pair = tl.zeros(z_s.shape, tl.float32)
         if kl_teacher_student_ptr is not None:
-            dz += (p_s - p_t) * tl.load(kl_teacher_student_ptr + row)
+            pair += (p_s - p_t) * tl.load(kl_teacher_student_ptr + row)
         r = log_ratio(x_s, x_t, kept_ptr)
         if kl_student_teacher_ptr is not None:
             excess = r + tl.load(kept_ptr + KL_STUDENT_TEACHER)
-            dz -= times(p_s, excess) * tl.load(kl_student_teacher_ptr + row)
+            # An infinite divergence of a token without weight must not reach the gradient.
+            pair -= times(tl.load(kl_student_teacher_ptr + row), times(p_s, excess))
         if jsd_ptr is not None:
             over_student, _ = log_mixture_over_student(r, beta)
             excess = over_student + tl.load(kept_ptr + KL_STUDENT_MIXTURE)
-            dz -= times(p_s, excess) * (tl.load(jsd_ptr + row) * (1.0 - beta))
+            pair -= times(p_s, excess) * (tl.load(jsd_ptr + row) * (1.0 - beta))
         if clipped_ptr is not None:
             unclipped = tl.where(times(p_t, r) > clip, 0.0, p_t)
             mass = tl.load(kept_ptr + UNCLIPPED)
-            dz += (p_s * mass - unclipped) * tl.load(clipped_ptr + row)
+            pair += (p_s * mass - unclipped) * tl.load(clipped_ptr + row)
+        # Without a distribution of the teacher there is no direction to move in.
+        dz += tl.where(tl.load(kept_ptr + TEACHER_INV_Z) == 0.0, 0.0, pair)
     dz = (dz + onehot) * slope
     return tl.where(log_z == float("-inf"), 0.0, dz)
 

@@ -97,32 +97,37 @@ class Problem:
         """The caller's per-token tensors for one chunk."""
         return Tokens({name: self.rows(value, lo, hi) for name, value in self.per_token.items()})
 
-    def slabs(self) -> tuple[Tensor, Tensor | None]:
-        """Memory for the logits of one chunk, reused by all of them."""
-        shape = (self.plan.chunk_tokens, self.head.vocab)
-        student = torch.empty(shape, dtype=self.slab_dtype, device=self.device)
-        if not isinstance(self.teacher, HiddenTeacher):
-            return student, None
-        return student, torch.empty(shape, dtype=self.slab_dtype, device=self.device)
+    def slabs(self) -> Tensor:
+        """Memory for the logits of one chunk, reused by all of them: the student's rows, and below
+        them the teacher's if its logits are made here.
+        """
+        rows = self.plan.chunk_tokens * (2 if isinstance(self.teacher, HiddenTeacher) else 1)
+        return torch.empty((rows, self.head.vocab), dtype=self.slab_dtype, device=self.device)
 
     def forward_chunk(
-        self, slabs: tuple[Tensor, Tensor | None], lo: int, hi: int
+        self, slabs: Tensor, lo: int, hi: int
     ) -> tuple[dict[str, Tensor], Any, Tensor]:
         """Project and reduce tokens lo..hi: statistics, the backend's state, and the chunk's hidden
         states.
         """
         hidden_CD = self.rows(self.hidden, lo, hi)
-        student = self._project(hidden_CD, self.head, slabs[0], self.temperature)
+        count = hi - lo
+        student = _side(self.head, slabs[:count], self.temperature)
         chosen_CK = None if self.ids_NK is None else self.ids_NK[lo:hi]
         support_CK, teacher_logp_CK = None, None
         teacher: Side | None = None
         if isinstance(self.teacher, HiddenTeacher):
-            assert slabs[1] is not None
             teacher_hidden_CD = self.rows(self.teacher.hidden, lo, hi)
-            teacher = self._project(
-                teacher_hidden_CD, self.teacher.head, slabs[1], self.teacher_temperature
-            )
-        elif isinstance(self.teacher, LogitsTeacher):
+            teacher = _side(self.teacher.head, slabs[count : 2 * count], self.teacher_temperature)
+            if self._one_product(hidden_CD, teacher_hidden_CD, self.teacher.head):
+                stacked = torch.cat([hidden_CD, teacher_hidden_CD])
+                self._project(stacked, self.head, slabs[: 2 * count])
+            else:
+                self._project(hidden_CD, self.head, student.raw_CV)
+                self._project(teacher_hidden_CD, self.teacher.head, teacher.raw_CV)
+        else:
+            self._project(hidden_CD, self.head, student.raw_CV)
+        if isinstance(self.teacher, LogitsTeacher):
             logits_CV = self.rows(self.teacher.logits, lo, hi)[:, : self.teacher.vocab]
             teacher = Side(logits_CV, temperature=self.teacher_temperature, owned=False)
         elif isinstance(self.teacher, TopKTeacher):
@@ -163,14 +168,24 @@ class Problem:
             tensor_N = full.index_copy(0, self.kept_N, tensor_N)
         return tensor_N.reshape(self.lead_shape + tensor_N.shape[1:])
 
-    def _project(
-        self, hidden_CD: Tensor, head: LMHead, slab_CV: Tensor, temperature: float
-    ) -> Side:
-        raw_CV = slab_CV[: hidden_CD.shape[0]]
+    def _project(self, hidden_CD: Tensor, head: LMHead, out_CV: Tensor) -> None:
         weight_VD = head.weight.detach()[: head.vocab]
-        project(hidden_CD, weight_VD, raw_CV, self.spec.compute_dtype, cast_rows=self.cast_rows)
-        bias_V = None if head.bias is None else head.bias.detach()[: head.vocab]
-        return Side(raw_CV, bias_V, head.scale, head.softcap, temperature)
+        project(hidden_CD, weight_VD, out_CV, self.spec.compute_dtype, cast_rows=self.cast_rows)
+
+    def _one_product(self, hidden_CD: Tensor, teacher_hidden_CD: Tensor, head: LMHead) -> bool:
+        """Whether both models are projected by one weight, which one stacked product reads once.
+
+        Not on the CPU: its kernels treat the last rows of a product differently, and equal hidden
+        states would no longer give equal logits.
+        """
+        return (
+            self.device.type == "cuda"
+            and head.weight.data_ptr() == self.head.weight.data_ptr()
+            and head.weight.shape == self.head.weight.shape
+            and head.weight.stride() == self.head.weight.stride()
+            and head.weight.dtype == self.head.weight.dtype
+            and teacher_hidden_CD.dtype == hidden_CD.dtype
+        )
 
     def _direction(self, stats: dict[str, Tensor], lo: int, hi: int) -> Tensor:
         assert self.gate_thresholds is not None
@@ -184,6 +199,11 @@ def flat_view(tensor: Tensor, lead: torch.Size) -> Tensor | None:
         return tensor.view(lead.numel(), *tensor.shape[len(lead) :])
     except RuntimeError:
         return None
+
+
+def _side(head: LMHead, raw_CV: Tensor, temperature: float) -> Side:
+    bias_V = None if head.bias is None else head.bias.detach()[: head.vocab]
+    return Side(raw_CV, bias_V, head.scale, head.softcap, temperature)
 
 
 def _look_up(stats: dict[str, Tensor], chosen_CK: Tensor) -> Tensor:

@@ -141,8 +141,8 @@ def _run(problem: Problem, loss_fn: LossFn, gradients: Gradients) -> tuple[Tenso
         losses.append(loss)
         collected.append(reported)
         if gradients.wanted:
-            dz_CV = problem.backend.backward(state, coefs)
-            gradients.add(dz_CV, hidden_CD, lo, hi)
+            # Not in a variable, which would hold it while the next chunk's is made.
+            gradients.add(problem.backend.backward(state, coefs), hidden_CD, lo, hi)
     fields = {
         name: problem.restore(torch.cat([chunk[name] for chunk in collected]))
         for name in collected[0]

@@ -169,12 +169,13 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
         stats, state, _ = problem.forward_chunk(slabs, lo, hi)
         collected.append(stats)
         if keep is not None:
-            dz_CV = problem.backend.backward(state, {keep: torch.ones_like(stats[keep])})
             head = problem.head
-            weight_VD = head.weight.detach()[: head.vocab]
             rows.append(
                 hidden_gradient(
-                    dz_CV, weight_VD, problem.spec.compute_dtype, cast_rows=problem.cast_rows
+                    problem.backend.backward(state, {keep: torch.ones_like(stats[keep])}),
+                    head.weight.detach()[: head.vocab],
+                    problem.spec.compute_dtype,
+                    cast_rows=problem.cast_rows,
                 )
             )
     fields = {name: torch.cat([chunk[name] for chunk in collected]) for name in collected[0]}

@@ -65,7 +65,7 @@ MUTANTS = {
         "excess = r + tl.load(kept_ptr + KL_STUDENT_TEACHER)",
         "excess = r - tl.load(kept_ptr + KL_STUDENT_TEACHER)",
     ),
-    "teacher's softmax forgotten": ("gradient.py", "dz += (p_s - p_t)", "dz += p_s"),
+    "teacher's softmax forgotten": ("gradient.py", "pair += (p_s - p_t)", "pair += p_s"),
     "onehot of the first of repeated ids only": (
         "gradient.py",
         "for other in range(NUM_IDS):",
