@@ -28,7 +28,7 @@ from sdkernels.rows.interface import RowSpec, Side
 # cost the same on an idle machine, but twice the barriers between threads (docs/decisions.md).
 BLOCK_ELEMENTS = 786_432
 # Block-sized buffers alive at once in the worst case (JSD on copied logits), for the byte budget.
-BLOCK_BUFFERS = 12
+BLOCK_BUFFERS = 14
 
 
 @dataclass
