@@ -148,7 +148,8 @@ class SelfDistillConfig(TrainingArguments):
     max_completion_length: int = _setting(256, "Longest rollout in tokens.")
     temperature: float = _setting(
         1.0,
-        "Sampling temperature; the loss uses it too where neither the recipe nor loss_temperature says otherwise.",
+        "Sampling temperature; also that of the loss, where neither the recipe nor "
+        "loss_temperature names another.",
     )
     top_p: float = _setting(1.0, "Nucleus sampling mass; 1 keeps everything.")
     top_k: int = _setting(0, "Sample from the k likeliest tokens; 0 keeps everything.")

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from sdkernels.train.config import MAPPING_FIELDS, SelfDistillConfig
+from sdkernels.train.config import SelfDistillConfig
 
 
 class ConfigParser(HfArgumentParser):
@@ -45,13 +45,18 @@ class ConfigParser(HfArgumentParser):
         only_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         only_file.add_argument("--config")
         file = only_file.parse_known_args(list(arguments))[0].config
+        blank = vars(self.parse_args([]))
         if file is not None:
-            self.set_defaults(**_for_argparse(read_yaml(file, self.config_type)))
+            # argparse runs a default through the flag's type if it is text, so that `1e-5`, text
+            # to YAML 1.1, becomes a number; all else the configuration checks itself.
+            self.set_defaults(**read_yaml(file, self.config_type))
         parsed, unknown = self.parse_known_args(list(arguments))
         if unknown:
             raise ValueError(_unknown_flag(unknown[0], self.config_type))
-        values = {f.name: getattr(parsed, f.name) for f in fields(self.config_type) if f.init}
-        return self.config_type(**values)
+        # Only what was given: the parser's own idea of some defaults differs from the fields'.
+        given = {name: value for name, value in vars(parsed).items() if value != blank[name]}
+        given.pop("config", None)
+        return self.config_type(**given)
 
 
 def parse_config(
@@ -90,22 +95,6 @@ def write_yaml(config: SelfDistillConfig, file: Path) -> None:
     file.write_text(
         yaml.safe_dump(config.changed(), sort_keys=True, allow_unicode=True), encoding="utf-8"
     )
-
-
-def _for_argparse(content: dict[str, Any]) -> dict[str, Any]:
-    # argparse runs a default through the option's type only if it is text, so 1e-5 (text in YAML
-    # 1.1) becomes a
-    # number there. Mappings go through untouched; the configuration reads them itself.
-    wrong = [
-        key
-        for key, value in content.items()
-        if isinstance(value, dict) and key not in MAPPING_FIELDS
-    ]
-    nested = {f.name for f in fields(SelfDistillConfig) if "dict" in str(f.type)}
-    for key in wrong:
-        if key not in nested:
-            raise ValueError(f"{key}: expected a single value, got a mapping")
-    return content
 
 
 def _unknown_flag(flag: str, config_type: type[SelfDistillConfig]) -> str:

@@ -33,7 +33,7 @@ from sdkernels.train.statistics import (
     paired_difference,
     pass_at_k,
 )
-from sdkernels.train.verify import Verdict, kind_of, verify
+from sdkernels.train.verify import Verdict, kind_of, verify, vote_key
 
 ENTROPY_BATCH_ROWS = 8
 
@@ -64,8 +64,8 @@ def evaluate(
         seed: of the sampling and of the bootstrap.
         rollout: another backend than transformers' generation with `model`.
         batch_size: sequences generated at once; None for all.
-        with_entropy: also measure the mean entropy of the next-token distribution at sampling
-            temperature 1.
+        with_entropy: also measure the mean entropy of the next-token distribution, at the sampling
+            temperature (1 for greedy answers).
 
     Returns:
         `accuracy` (Avg@k) with `accuracy_ci`, `pass_at`, `maj_at_k`, `completion_length` (tokens),
@@ -91,7 +91,11 @@ def evaluate(
         for example, group in zip(examples, groups, strict=True)
     ]
     result = _scores(examples, groups, verdicts, k=k, seed=seed)
-    result["entropy"] = _mean_entropy(model, tokenizer, prompts, groups) if with_entropy else None
+    result["entropy"] = None
+    if with_entropy:
+        result["entropy"] = _mean_entropy(
+            model, tokenizer, prompts, groups, temperature=sampling.temperature or 1.0
+        )
     return result
 
 
@@ -167,8 +171,8 @@ def _scores(
     lengths = [len(sample.token_ids) for sample in samples]
     markers = marker_stats([sample.text for sample in samples], lengths)
     majority = [
-        majority_correct([verdict.extracted for verdict in group], right)
-        for group, right in zip(verdicts, correct, strict=True)
+        majority_correct([vote_key(verdict.extracted, example) for verdict in group], right)
+        for example, group, right in zip(examples, verdicts, correct, strict=True)
     ]
     ks = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < k] + [k]
     return {
@@ -202,7 +206,12 @@ def _scores(
 
 @torch.no_grad()
 def _mean_entropy(
-    model: Any, tokenizer: Any, prompts: list[list[int]], groups: list[list[Sample]]
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    groups: list[list[Sample]],
+    *,
+    temperature: float,
 ) -> float | None:
     """Mean entropy over all sampled tokens, nats, by the engine: no logits are kept."""
     from sdkernels.contexts import Rollout
@@ -231,7 +240,8 @@ def _mean_entropy(
                 device,
                 with_teacher=False,
             )
-            stats = token_stats(hidden_states(model, batch.student), LMHead.from_model(model))
+            hidden_ND = hidden_states(model, batch.student)
+            stats = token_stats(hidden_ND, LMHead.from_model(model), temperature=temperature)
             total += float(stats.entropy.double().sum())
             count += stats.entropy.numel()
     finally:

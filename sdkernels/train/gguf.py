@@ -102,12 +102,12 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from sdkernels.train.loading import quiet_loading
+    from sdkernels.train.loading import no_progress_bars
 
     logger.warning("Converting %s once (about 15 s); later loads take a second.", gguf_file.name)
     where: dict[str, Any] = {"gguf_file": gguf_file.name}
     # The per-tensor bar of the GGUF reader is a bare tqdm that no setting of transformers reaches.
-    with quiet_loading(), contextlib.redirect_stderr(io.StringIO()):
+    with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, **where)
         model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **where)
         _forget_quantization(model)

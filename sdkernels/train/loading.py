@@ -46,7 +46,7 @@ def load_model(
     folder = locate(name_or_path)
     settings: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        with quiet_loading():
+        with no_progress_bars():
             tokenizer = _load_tokenizer(folder, settings)
             if need_chat_template:
                 check_chat_template(tokenizer, name_or_path)
@@ -191,8 +191,8 @@ def add_lora(
     )
 
 
-class quiet_loading:  # noqa: N801 - used as a `with` statement, like a function
-    """Turn the progress bars of model loading off, and back to what they were."""
+class no_progress_bars:  # noqa: N801 - used as a `with` statement, like a function
+    """Turn transformers' bars of loading and saving off, and back to what they were."""
 
     def __enter__(self) -> None:
         from transformers.utils import logging

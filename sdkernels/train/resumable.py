@@ -20,6 +20,7 @@ from transformers import Trainer
 from sdkernels.train import checkpoint
 from sdkernels.train.errors import Interrupted
 from sdkernels.train.interrupt import StepAbandonedError, StopRequest
+from sdkernels.train.loading import no_progress_bars
 from sdkernels.train.records import JsonLines
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,8 @@ class ResumableTrainer(Trainer):
         if checkpoint.is_complete(folder):
             return
         limit = self.args.save_total_limit
-        with checkpoint.all_or_nothing(folder, resume_hint=self._how_to_resume(run_folder)):
+        hint = self._how_to_resume(run_folder)
+        with no_progress_bars(), checkpoint.all_or_nothing(folder, resume_hint=hint):
             # Old checkpoints go once the new one is complete, not before.
             self.args.save_total_limit = None
             try:

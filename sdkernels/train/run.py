@@ -19,7 +19,7 @@ from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.config_file import write_yaml
 from sdkernels.train.data import GYM_SOURCES, load_examples
 from sdkernels.train.evaluation import headline, read_result, save_result
-from sdkernels.train.loading import add_lora, disable_dropout, load_model
+from sdkernels.train.loading import add_lora, disable_dropout, load_model, no_progress_bars
 from sdkernels.train.records import METRICS_FILE, TOKENS_FILE, JsonLines, write_json
 from sdkernels.train.rollout import RolloutBackend
 from sdkernels.train.server import ServerRollout
@@ -280,9 +280,8 @@ def _evaluate_before(
 
 def _save_final(trainer: SelfDistillTrainer, folder: Path) -> None:
     final = folder / FINAL_FOLDER
-    with checkpoint.all_or_nothing(
-        final, resume_hint="The last checkpoint holds the same weights."
-    ):
+    hint = "The last checkpoint holds the same weights."
+    with no_progress_bars(), checkpoint.all_or_nothing(final, resume_hint=hint):
         trainer.save_model(str(final))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from difflib import get_close_matches
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 
@@ -17,6 +18,18 @@ def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
     near = get_close_matches(str(value), accepted, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise ValueError(f"{name}={value!r}{hint}: expected one of {', '.join(accepted)}")
+
+
+def check_kind(name: str, value: Any, hint: Any) -> None:
+    """Raise a `ValueError` unless `value` is of the annotated type; whole numbers are floats."""
+    accepted = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    kinds = tuple(get_origin(kind) or kind for kind in accepted)
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    good = any(type(value) is kind or (kind is float and is_number) for kind in kinds)
+    if not good:
+        wanted = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        shown = "a mapping" if isinstance(value, dict) else repr(value)
+        raise ValueError(f"{name}: expected {wanted}, got {shown}")
 
 
 def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:

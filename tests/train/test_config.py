@@ -1,0 +1,66 @@
+"""The configuration: defaults, ranges, combinations."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from transformers import TrainingArguments
+
+from sdkernels.train.config import SelfDistillConfig
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher_model_kind": "emma"}, "did you mean 'ema'"),
+        ({"teacher_model_kind": "external"}, "needs teacher_model_name_or_path"),
+        ({"teacher_model_name_or_path": "x"}, "has no effect with teacher_model_kind='frozen'"),
+        ({"teacher_update_rate": 0.0}, "expected a rate in"),
+        ({"teacher_update_rate": 1.5}, "expected a rate in"),
+        ({"rollout_backend": "server"}, "needs rollout_server_url"),
+        ({"rollout_backend": "vllm"}, "expected one of transformers, server"),
+        ({"aggregation": "mean"}, "expected one of token_mean, sequence_mean"),
+        ({"num_generations": 0}, "expected a whole number of at least 1"),
+        ({"temperature": 0.0}, "expected a number above 0"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"temperature_eval": -1.0}, "temperature_eval"),
+        ({"remove_unused_columns": True}, "must stay off"),
+        ({"recipe_args": "alpha"}, "expected key=value, got 'alpha'"),
+        ({"recipe_args": "{alpha}"}, "not valid JSON"),
+        ({"gate": "entropy_sing"}, "did you mean .entropy_sign."),
+    ],
+)
+def test_wrong_settings(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        SelfDistillConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+
+
+def test_wrong_kinds(tmp_path):
+    with pytest.raises((TypeError, ValueError), match="recipe_args"):
+        SelfDistillConfig(output_dir=str(tmp_path), recipe_args=3)
+    with pytest.raises((TypeError, ValueError), match="num_generations"):
+        SelfDistillConfig(output_dir=str(tmp_path), num_generations="8")
+
+
+def test_every_own_setting_has_a_help_text():
+    inherited = {field.name for field in dataclasses.fields(TrainingArguments)}
+    for field in dataclasses.fields(SelfDistillConfig):
+        if field.name not in inherited:
+            assert len(field.metadata.get("help", "")) > 15, field.name
+
+
+def test_nothing_is_reported_unless_asked(tmp_path):
+    config = SelfDistillConfig(output_dir=str(tmp_path), use_cpu=True)
+    assert config.report_to in ([], ["none"], "none")
+    assert not config.remove_unused_columns
+
+
+def test_labels(tmp_path):
+    def label(**settings):
+        return SelfDistillConfig(output_dir=str(tmp_path), use_cpu=True, **settings).label
+
+    assert label(recipe="opsd", context="hint") == "opsd-hint"
+    assert label(recipe="grpo", context="hint") == "grpo"
+    assert label(recipe="grpo", condition="mine") == "mine"
