@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS, RowConfig
+import torch
+
+from .configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS, RowConfig, linear_config
 
 # Shared memory that one block may use, in bytes.
 SHARED_LIMITS = {
@@ -55,9 +57,13 @@ def cases() -> list[Case]:
         _chosen(),
         _put(),
     ]
+    for target in TARGETS:
+        for dtype, name in _LINEAR_DTYPES:
+            found += [_linear(target, dtype, name, plain) for plain in (False, True)]
     return found
 
 
+_LINEAR_DTYPES = ((torch.bfloat16, "bf16"), (torch.float16, "fp16"), (torch.float32, "fp32"))
 _NUMBERS = ("student_pre", "student_post", "teacher_pre", "teacher_post")
 
 
@@ -233,4 +239,36 @@ def _put() -> Case:
         ),
         {"NUM_IDS": 100, "IDS_TILE": 32},
         1,
+    )
+
+
+def _linear(target: str, dtype: torch.dtype, name: str, plain: bool) -> Case:
+    config = linear_config(target, dtype, plain=plain)
+    pointers = {"hidden_ptr": name, "weight_ptr": name, "partials_ptr": "fp32"}
+    if not plain:
+        pointers |= {"bias_ptr": name, "ids_ptr": "i64", "chosen_ptr": "fp32"}
+    tiles = f"{config.tokens_tile}x{config.vocab_tile}x{config.hidden_tile}"
+    return Case(
+        f"linear/{tiles}/{name}/{'plain' if plain else 'everything'}",
+        "linear_statistics",
+        "linear_statistics_kernel",
+        _signature(
+            pointers,
+            ("hidden_stride", "weight_stride", "tokens", "vocab", "parts"),
+            ("post",) if plain else ("pre", "post"),
+        ),
+        {
+            "HIDDEN": 4096,
+            "FIELDS": 3,
+            "NUM_IDS": 0 if plain else 1,
+            "TILES": config.tiles,
+            "TOKENS_TILE": config.tokens_tile,
+            "VOCAB_TILE": config.vocab_tile,
+            "HIDDEN_TILE": config.hidden_tile,
+            "GROUP": config.group,
+            "PRECISION": "ieee",
+        },
+        config.num_warps,
+        config.num_stages,
+        (target,),
     )

@@ -44,6 +44,55 @@ def _smallest(vocab: int, configs: tuple[RowConfig, ...]) -> RowConfig:
     return next((config for config in configs if config.tile >= vocab), configs[-1])
 
 
+@dataclass(frozen=True)
+class LinearConfig:
+    """Tiles of the fused linear kernel: tokens x vocabulary, columns of hidden at a time, tiles a
+    part, blocks of tokens that share a part of the weight.
+    """
+
+    tokens_tile: int
+    vocab_tile: int
+    hidden_tile: int
+    num_warps: int
+    num_stages: int
+    tiles: int = 16
+    group: int = 16
+
+
+# The accumulator and its exponentials must fit into registers, the stages into shared memory.
+_SMALL = LinearConfig(128, 128, 32, num_warps=8, num_stages=3)
+_LINEAR_16_BIT = {
+    "sm_80": LinearConfig(128, 128, 64, num_warps=8, num_stages=3),
+    "sm_90": LinearConfig(128, 128, 64, num_warps=8, num_stages=4),
+    "sm_100": LinearConfig(128, 128, 64, num_warps=8, num_stages=4),
+    "gfx942": LinearConfig(128, 128, 32, num_warps=8, num_stages=2),
+    "gfx950": LinearConfig(128, 128, 64, num_warps=8, num_stages=2),
+    "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
+}
+# Without bias, softcap and chosen ids there are registers left for twice the tile.
+_LINEAR_16_BIT_PLAIN = {
+    "sm_90": LinearConfig(128, 256, 64, num_warps=8, num_stages=3, tiles=8),
+    "sm_100": LinearConfig(128, 256, 64, num_warps=8, num_stages=3, tiles=8),
+}
+_LINEAR_32_BIT = {
+    "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
+}
+_SMALL_32_BIT = LinearConfig(64, 64, 32, num_warps=8, num_stages=2, tiles=32)
+
+
+def linear_config(arch: str, dtype: torch.dtype, *, plain: bool = False) -> LinearConfig:
+    """For the fused linear kernel; `plain` is without bias, softcap and chosen ids.
+
+    An architecture that the table does not know gets the smallest tiles, which fit into 99 KiB of
+    shared memory.
+    """
+    if dtype.itemsize == 4:
+        return _LINEAR_32_BIT.get(arch, _SMALL_32_BIT)
+    if plain and arch in _LINEAR_16_BIT_PLAIN:
+        return _LINEAR_16_BIT_PLAIN[arch]
+    return _LINEAR_16_BIT.get(arch, _SMALL)
+
+
 def architecture(device: torch.device) -> str:
     """`sm_90`, `gfx942` ... of a GPU; "interpreter" for the CPU."""
     if device.type == "cpu":

@@ -1,5 +1,6 @@
 """Compile-only checks, in a process without the interpreter: no device is needed, none is used."""
 
+import json
 import os
 import subprocess
 import sys
@@ -57,3 +58,19 @@ def test_an_unknown_target_is_refused_with_the_accepted_ones() -> None:
     done = _run("sm_91")
     assert done.returncode == 2
     assert "sm_90" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [("sm_80", "mma"), ("sm_90", "wgmma"), ("sm_100", "tcgen05"), ("gfx942", "mfma")],
+)
+def test_the_fused_linear_kernel_uses_the_matrix_instruction_of_its_target(
+    target: str, instruction: str
+) -> None:
+    rows = json.loads(aot.TABLE.read_text())["rows"]
+    used = {
+        row[3]
+        for key, row in rows.items()
+        if key.startswith("linear/") and key.endswith(target) and "/fp32/" not in key
+    }
+    assert used == {instruction}
