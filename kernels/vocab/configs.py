@@ -66,7 +66,7 @@ _LINEAR_16_BIT = {
     "sm_90": LinearConfig(128, 128, 64, num_warps=8, num_stages=4),
     "sm_100": LinearConfig(128, 128, 64, num_warps=8, num_stages=4),
     "gfx942": LinearConfig(128, 128, 32, num_warps=8, num_stages=2),
-    "gfx950": LinearConfig(128, 128, 64, num_warps=8, num_stages=2),
+    "gfx950": LinearConfig(128, 128, 32, num_warps=8, num_stages=2),
     "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
 }
 # Without bias, softcap and chosen ids there are registers left for twice the tile.
