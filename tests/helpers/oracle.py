@@ -9,6 +9,7 @@ Shape letters: T tokens (any leading shape), D hidden, V vocabulary, K ids a tok
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -261,7 +262,12 @@ def _divergences(
     stats.kl_teacher_student = _expect(t, t - s)
     stats.kl_student_teacher = _expect(s, s - t)
     if jsd_beta is not None:
-        m = (jsd_beta * t.exp() + (1 - jsd_beta) * s.exp()).log()
+        # Where neither has mass m is never read; anything finite keeps autograd from NaN there.
+        nobody = (s == -torch.inf) & (t == -torch.inf)
+        m = torch.logaddexp(
+            t.masked_fill(nobody, 0.0) + math.log(jsd_beta),
+            s.masked_fill(nobody, 0.0) + math.log1p(-jsd_beta),
+        )
         stats.jsd = jsd_beta * _expect(t, t - m) + (1 - jsd_beta) * _expect(s, s - m)
     if entry_clip is not None:
         entries = torch.where(t > -torch.inf, t.exp() * (t - s), 0.0)
