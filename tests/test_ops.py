@@ -116,7 +116,7 @@ def test_the_direction_of_a_divergence_is_its_argument_order() -> None:
 
 
 def test_beta_is_the_share_of_the_teacher() -> None:
-    """JSD / beta tends to KL(T||S) for beta to 0, and JSD / (1 - beta) to KL(S||T) for beta to 1."""
+    """JSD over beta tends to KL(T,S) as beta goes to 0, over 1 - beta to KL(S,T) at 1."""
     problem = make_problem(topk=None)
     reference = problem.reference_stats()
     for beta, factor, limit in (
