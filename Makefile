@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
-.PHONY: help setup demo test aot test-triton-versions bench lint
+.PHONY: help setup demo test aot test-triton-versions bench gpu lint
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -40,6 +40,16 @@ test-triton-versions: $(INSTALLED) ## the kernel tests under each supported Trit
 
 bench: $(INSTALLED_BENCH) ## time and peak memory against the bare matrix products and the peers
 	$(BIN)/python -m bench
+
+# With the Python, torch and Triton that the machine has, not those of .venv: nothing is installed, the
+# package is laid out as an installed one under build/gpu.
+GPU_PYTHON ?= python3
+GPU_ARGS ?=
+gpu: ## on a GPU: kernel tests, memory check, shape A; writes to OUT or bench/results
+	rm -rf build/gpu && mkdir -p build/gpu
+	cp -r sdkernels bench tests pyproject.toml build/gpu
+	cp -r kernels/vocab build/gpu/sdkernels/kernels
+	cd build/gpu && OUT=$${OUT:-$(CURDIR)/bench/results} $(GPU_PYTHON) -m bench.gpu $(GPU_ARGS)
 
 lint: $(INSTALLED) ## ruff (lint and format), mypy, codespell
 	$(BIN)/ruff check .
