@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkernels.engine.heads import LMHead
+from sdkernels.engine import library
+from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.stats import Tokens, TokenStats
 from sdkernels.engine.teachers import Teacher, TopKTeacher
 from sdkernels.engine.token_loss import token_loss
@@ -56,6 +57,20 @@ def linear_logprob(
         `logp` with the shape of `targets`, in nats; with `with_entropy` the pair `(logp, entropy)`.
         Masked tokens: 0.
     """
+    if torch.compiler.is_compiling():
+        names = ("logp", "entropy") if with_entropy else ("logp",)
+        found = library.statistics(
+            names,
+            hidden,
+            as_head(head),
+            targets=targets,
+            mask=mask,
+            temperature=temperature,
+            chunk_bytes=chunk_bytes,
+            backend=backend,
+            debug=debug,
+        )
+        return (found[0], found[1]) if with_entropy else found[0]
     stats = run_token_stats(
         hidden,
         head,
@@ -128,6 +143,12 @@ def linear_divergence(
         "backend": backend,
         "debug": debug,
     }
+    if torch.compiler.is_compiling():
+        (value,) = library.statistics((divergence,), hidden, as_head(head), **shared)
+        if weights is not None:
+            _check_weights(weights, value.shape)
+            value = value * weights
+        return _reduced(value, reduction, mask)
     if reduction == "none":
         stats = run_token_stats(
             hidden,
@@ -151,10 +172,19 @@ def linear_divergence(
     loss, _ = token_loss(
         hidden, head, loss_fn, tokens=None if weights is None else {"weights": weights}, **shared
     )
-    if reduction == "sum":
-        return loss
-    count = hidden.shape[:-1].numel() if mask is None else mask.sum()
-    return loss / torch.as_tensor(count, device=loss.device).clamp(min=1)
+    return loss if reduction == "sum" else loss / _count(hidden.shape[:-1], mask)
+
+
+def _reduced(value: Tensor, reduction: str, mask: Tensor | None) -> Tensor:
+    if reduction == "none":
+        return value
+    total = value.sum()
+    return total if reduction == "sum" else total / _count(value.shape, mask)
+
+
+def _count(shape: torch.Size, mask: Tensor | None) -> int | Tensor:
+    """Number of tokens that the mask leaves, at least 1."""
+    return max(shape.numel(), 1) if mask is None else mask.sum().clamp(min=1)
 
 
 def _check_weights(weights: Tensor, shape: torch.Size) -> None:

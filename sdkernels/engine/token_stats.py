@@ -154,12 +154,18 @@ class _TokenStats(torch.autograd.Function):
         with torch.autocast(problem.device.type, enabled=False):
             if ctx.keeps_rows and set(coefs_N) == {call.only}:
                 return None, _scale_rows(problem, rows_ND, coefs_N[call.only]), None, None
-            _, needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad
-            gradients = Gradients(
-                problem, hidden=needs_hidden, weight=needs_weight, bias=needs_bias
-            )
-            _backward(problem, gradients, coefs_N)
-        return (None, *_in_own_dtypes(problem, gradients))
+            return (None, *gradients_of(problem, coefs_N, ctx.needs_input_grad[1:]))
+
+
+def gradients_of(
+    problem: Problem, coefs_N: dict[str, Tensor], needs: tuple[bool, bool, bool]
+) -> list[Tensor | None]:
+    """Gradients of hidden, weight and bias, those that `needs` asks for, given one upstream
+    gradient for each kept token and statistic.
+    """
+    gradients = Gradients(problem, hidden=needs[0], weight=needs[1], bias=needs[2])
+    _backward(problem, gradients, coefs_N)
+    return _in_own_dtypes(problem, gradients)
 
 
 def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Tensor | None]:
