@@ -39,7 +39,10 @@ SETTINGS: dict[str, Any] = {
     "dataset": PROBLEMS,
     "eval_dataset": PROBLEMS,
     "eval_dataset_size": 16,
-    "per_device_train_batch_size": 2,
+    # One prompt a micro-batch: short sums are not padded to the length of word problems, and half
+    # the activations are alive at a time.
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
     "num_generations": 4,
     "max_completion_length": 64,
     "temperature": 0.6,
@@ -86,7 +89,7 @@ def run_demo(
     base = SETTINGS | {
         "model_name_or_path": model,
         "max_steps": steps,
-        "dataset_size": steps * SETTINGS["per_device_train_batch_size"],
+        "dataset_size": steps * SETTINGS["gradient_accumulation_steps"],
         "seed": seed,
     }
     summaries = run_study(out, CONDITIONS, base | changes, announce=_announce)

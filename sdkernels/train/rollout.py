@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -105,15 +106,21 @@ class TransformersRollout:
     ) -> list[Sample]:
         from transformers import StoppingCriteriaList
 
-        input_ids, attention_mask = pad_left(rows, self.tokenizer.pad_token_id, device)
+        prompts, repeats = _runs(rows)
+        prompt_ids, prompt_mask = pad_left(prompts, self.tokenizer.pad_token_id, device)
+        counts = torch.tensor(repeats, device=device)
+        input_ids = prompt_ids.repeat_interleave(counts, dim=0)
         config = model.generation_config
+        settings: dict[str, Any] = {}
+        if len(prompts) < len(rows):
+            settings["past_key_values"] = _shared_prefix(model, prompt_ids, prompt_mask, counts)
+        if self.should_stop is not None:
+            settings["stopping_criteria"] = StoppingCriteriaList([self._interruptible])
         output = model.generate(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=prompt_mask.repeat_interleave(counts, dim=0),
             generation_config=config,
-            stopping_criteria=StoppingCriteriaList([self._interruptible])
-            if self.should_stop
-            else None,
+            **settings,
         )
         completions = output[:, input_ids.shape[1] :].tolist()
         return [self._to_sample(ids, set(config.eos_token_id)) for ids in completions]
@@ -177,6 +184,38 @@ def pad_left(rows: list[list[int]], pad_id: int, device: torch.device) -> tuple[
     ids = [[pad_id] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _runs(rows: list[list[int]]) -> tuple[list[list[int]], list[int]]:
+    """Rows without repetitions of their neighbour, and how often each stands there."""
+    groups = [(row, len(list(same))) for row, same in itertools.groupby(rows)]
+    return [row for row, _ in groups], [count for _, count in groups]
+
+
+def _shared_prefix(
+    model: Any, prompt_ids: Tensor, prompt_mask: Tensor, counts: Tensor
+) -> Any | None:
+    """KV cache of the prompts but their last token, computed once a prompt and then repeated.
+
+    None for models whose cache is not plain keys and values, and for prompts of one token.
+    """
+    from transformers import DynamicCache
+
+    if prompt_ids.shape[1] < 2:
+        return None
+    mask = prompt_mask[:, :-1]
+    output = model(
+        input_ids=prompt_ids[:, :-1],
+        attention_mask=mask,
+        position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0),
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache = output.past_key_values
+    if not isinstance(cache, DynamicCache):
+        return None
+    cache.batch_repeat_interleave(counts)
+    return cache
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from transformers import set_seed
+
 from sdkernels import contexts, recipes
 from sdkernels._version import __version__
 from sdkernels.contexts import Example, LocalCritic, ServerCritic
@@ -82,6 +84,8 @@ def train(
     context = contexts.get(config.context, **config.mapping("context_args"))
     started = time.perf_counter()
     reset_peak_memory()
+    # A new adapter starts from random numbers.
+    set_seed(config.seed)
     _load_parts(config, parts, recipe, context)
     trainer = SelfDistillTrainer(
         parts.model,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import set_seed
 
 from sdkernels import contexts, recipes
 from sdkernels.contexts import LocalCritic
@@ -65,7 +64,6 @@ def run_study(
             initial = copy.deepcopy(shared.model).eval().requires_grad_(False)
         else:
             shared.model.load_state_dict(initial.state_dict())
-        set_seed(config.seed)
         parts = replace(
             shared,
             teacher_model=initial if config.teacher_model_kind == "frozen" else None,
@@ -109,5 +107,5 @@ def _critic(config: SelfDistillConfig, initial: Any, tokenizer: Any, out: Path) 
         initial,
         tokenizer,
         max_new_tokens=config.critic_max_new_tokens,
-        cache_dir=config.critic_cache_dir or out / config.condition / "critiques",
+        cache_dir=config.critic_cache_dir or out / config.label / "critiques",
     )

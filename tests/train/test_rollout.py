@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
@@ -146,6 +148,30 @@ def test_all_ends_of_turn_are_known(make_model, tokenizer):
     model = make_model()
     model.generation_config.eos_token_id = [7, 9]
     assert stop_token_ids(model, tokenizer) == sorted({7, 9, tokenizer.eos_token_id})
+
+
+def test_a_group_shares_the_prompt_and_nothing_else(make_model, tokenizer, prompts, monkeypatch):
+    """The prompt is read once a group; its rows are those of a generation without sharing."""
+    model = make_model().eval()
+    forwarded = []
+    original = type(model).forward
+
+    @functools.wraps(original)  # generation looks at the signature
+    def counted(self, *args, **settings):
+        forwarded.append(settings["input_ids"].shape)
+        return original(self, *args, **settings)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    rollout = TransformersRollout(lambda: model, tokenizer)
+    greedy = Sampling(max_new_tokens=6, temperature=0)
+    shared = rollout.generate(prompts, 4, greedy, seed=0)
+    width = max(map(len, prompts))
+    assert forwarded[:2] == [(3, width - 1), (12, 1)]
+    alone = rollout.generate(prompts, 1, greedy, seed=0)
+    for group, (expected,) in zip(shared, alone, strict=True):
+        assert all(sample == expected for sample in group)
+    # A prompt of one token has nothing to share.
+    rollout.generate([[5], [6]], 2, greedy, seed=0)
 
 
 def test_batches_are_limited(make_model, tokenizer, prompts, monkeypatch):

@@ -1,0 +1,153 @@
+"""Rows of an optimisation step: verdicts, advantages, teacher prompts, weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sdkernels import contexts, recipes
+from sdkernels.contexts import Example, Services
+from sdkernels.train.prepare import (
+    StepBuilder,
+    context_limit,
+    sampling_of,
+    sampling_of_evaluation,
+)
+from sdkernels.train.rollout import Sample
+from sdkernels.train.step_metrics import StepMetrics, Timers
+from sdkernels.train.verify import Verdict
+
+
+class Texts:
+    """Gives responses from a list, and remembers the seeds."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts, self.seeds = tokenizer, texts, []
+
+    def generate(self, prompts_ids, num_generations, sampling, *, seed):
+        self.seeds.append(seed)
+        texts = iter(self.texts)
+        return [
+            [
+                Sample(self.tokenizer(text)["input_ids"], text, truncated="cut" in text)
+                for text in (next(texts) for _ in range(num_generations))
+            ]
+            for _ in prompts_ids
+        ]
+
+
+@pytest.fixture
+def build(make_config, tokenizer):
+    def make(examples, texts, *, recipe="dasd", context="sibling_solution", **changes):
+        config = make_config(recipe=recipe, context=context, **{"num_generations": 2} | changes)
+        backend = Texts(tokenizer, texts)
+        builder = StepBuilder(
+            config,
+            tokenizer,
+            recipes.get(recipe),
+            contexts.get(context),
+            backend,
+            Services(tokenizer=tokenizer),
+            window=1024,
+        )
+        metrics = StepMetrics()
+        rows = builder.build(
+            examples,
+            step=3,
+            rank=1,
+            timers=Timers(torch.device("cpu")),
+            metrics=metrics,
+        )
+        from types import SimpleNamespace
+
+        return builder, rows, metrics.take(SimpleNamespace(num_processes=1))
+
+    return make
+
+
+def test_groups_have_their_own_advantages_and_siblings(build, make_problems):
+    first, second = make_problems(2)  # 1+2 and 2+5
+    texts = ["Answer: 3", "Answer: 4", "Answer: 1", "Answer: 2 cut"]
+    builder, rows, metrics = build([first, second], texts)
+    assert [row.rollout.success for row in rows] == [True, False, False, False]
+    half = 0.5 / (0.5**0.5 + 1e-6)  # n - 1 in the standard deviation
+    assert [row.advantage for row in rows] == pytest.approx([half, -half, 0, 0])
+    # Only the wrong rollout of the first group has a correct sibling.
+    assert [row.teacher_prompt_ids is not None for row in rows] == [False, True, False, False]
+    assert metrics["signal_share"] == 0.25
+    assert (metrics["accuracy"], metrics["truncated_share"]) == (0.25, 0.25)
+    assert builder.mask(rows).any(dim=1).tolist() == [False, True, False, False]
+
+
+def test_the_same_example_twice_makes_two_groups(build, make_problems):
+    (first,) = make_problems(1)
+    texts = ["Answer: 3", "Answer: 4", "Answer: 5", "Answer: 6"]
+    _, rows, _ = build([first, first], texts)
+    assert [row.teacher_prompt_ids is not None for row in rows] == [False, True, False, False]
+    assert rows[2].advantage == rows[3].advantage == 0
+
+
+def test_advantages_without_scaling(build, make_problems):
+    _, rows, _ = build(make_problems(1), ["Answer: 3", "Answer: 4"], scale_rewards="none")
+    assert [row.advantage for row in rows] == [0.5, -0.5]
+
+
+def test_examples_without_answer_are_not_judged(build, make_problems):
+    (first,) = make_problems(1)
+    unjudged = Example(**(vars(first) | {"answer": None}))
+    _, rows, metrics = build(
+        [unjudged], ["Answer: 3", "x"], recipe="sdft", context="reference_solution"
+    )
+    assert [row.rollout.success for row in rows] == [None, None]
+    assert metrics["reward"] is None
+    assert metrics["signal_share"] == 1
+
+
+def test_seeds_differ_by_step_and_rank(build, make_problems):
+    builder, _, _ = build(make_problems(1), ["a", "b"])
+    settings = {"timers": Timers(torch.device("cpu")), "metrics": StepMetrics()}
+    for step, rank in ((3, 1), (4, 1), (3, 0)):
+        builder.build(make_problems(1), step=step, rank=rank, **settings)
+    seeds = builder.backend.seeds
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds)) == 3
+
+
+def test_weights_add_up_to_one_mean(build, make_problems):
+    texts = ["aaaa", "bb", "c", "dddddd"]
+    for mode in ("token_mean", "sequence_mean"):
+        builder, rows, _ = build(
+            make_problems(2), texts, recipe="sdft", context="hint", aggregation=mode
+        )
+        mask_BL = builder.mask(rows)
+        builder.weigh(rows, mask_BL, builder.num_items(mask_BL))
+        assert sum(sum(row.weights) for row in rows) == pytest.approx(1)
+        lengths = [len(row.weights) for row in rows]
+        assert lengths == [4, 2, 1, 6]
+        expected = [1 / 13] * 4 if mode == "token_mean" else [1 / 4 / n for n in lengths]
+        assert [row.weights[0] for row in rows] == pytest.approx(expected)
+
+
+def test_a_teacher_prompt_that_does_not_fit_names_the_row(build, make_problems):
+    example = make_problems(1)[0]
+    long = Example(**(vars(example) | {"solution": "Wrong again. " * 90}))
+    with pytest.raises(ValueError, match=r"example 'add-0' \(row 1\): its teacher prompt of \d+"):
+        build([long], ["a", "b"], recipe="sdft", context="reference_solution")
+
+
+def test_verdicts_travel_to_the_rollout(build, make_problems, tokenizer):
+    builder, _, _ = build(make_problems(1), ["a", "b"])
+    builder.verifier = lambda text, example: Verdict(True, 0.5, "x", "well done")
+    rollout = builder._rollout(make_problems(1)[0], 0, Sample([1], "a", False))
+    assert (rollout.reward, rollout.success, rollout.extracted) == (0.5, True, "x")
+    assert rollout.feedback == "well done"
+
+
+def test_limits_and_sampling(make_config):
+    config = make_config(max_prompt_length=100, max_completion_length=50, temperature_eval=0.0)
+    assert context_limit(config, 1000) == 1000 - 100 - 50 - 128
+    assert context_limit(config, None) is None
+    assert context_limit(make_config(max_context_tokens=7), 1000) == 7
+    assert sampling_of(config).temperature == 1.0
+    assert sampling_of_evaluation(config).temperature == 0.0
+    assert sampling_of_evaluation(make_config(temperature=0.6)).temperature == 0.6

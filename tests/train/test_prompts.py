@@ -1,0 +1,62 @@
+"""Rendering prompts and the boundary before the response."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from sdkernels.contexts import Example
+from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_length, where
+
+MESSAGES = [{"role": "user", "content": "1+1?"}]
+
+
+@pytest.fixture
+def thinking(tokenizer):
+    """A template that opens a think block when it is told to."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace(
+        "assistant\n{% endif %}",
+        "assistant\n{% if enable_thinking %}<think>\n{% endif %}{% endif %}",
+    )
+    return tokenizer
+
+
+def test_ids_are_those_of_the_text_with_special_tokens_once(tokenizer):
+    encoder = PromptEncoder(tokenizer)
+    text = encoder.text(MESSAGES)
+    assert text == "<|im_start|>user\n1+1?<|im_end|>\n<|im_start|>assistant\n"
+    ids = encoder.ids(MESSAGES)
+    assert tokenizer.decode(ids) == text
+    assert ids.count(tokenizer.bos_token_id) == 2
+    ids.append(0)  # what a caller does to its list does not reach the cache
+    assert encoder.ids(MESSAGES) != ids
+
+
+def test_the_boundary(tokenizer, thinking):
+    assert PromptEncoder(tokenizer).boundary(MESSAGES) == "<|im_start|>assistant\n"
+    encoder = PromptEncoder(thinking, {"enable_thinking": True})
+    assert encoder.boundary(MESSAGES) == "<|im_start|>assistant\n<think>\n"
+
+
+def test_a_think_tag_on_one_side_only_is_refused_unless_stated(tokenizer, thinking):
+    """OPSD issue 10: the teacher expected an opening think tag, the student did not."""
+    plain = PromptEncoder(tokenizer)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = tokenizer.chat_template.replace("assistant\n", "assistant\n<think>\n")
+    with pytest.raises(ValueError, match=r"student's prompt ends in .*teacher's in .*<think>"):
+        check_boundary(plain, PromptEncoder(other), MESSAGES)
+    check_boundary(plain, PromptEncoder(tokenizer), MESSAGES)
+    off = PromptEncoder(thinking, {"enable_thinking": False})
+    on = PromptEncoder(thinking, {"enable_thinking": True})
+    check_boundary(off, on, MESSAGES)  # a pairing, stated by settings that differ
+
+
+def test_messages_name_the_row():
+    assert where(Example("a", MESSAGES)) == "example 'a'"
+    example = Example("a", MESSAGES, metadata={"row": "line 7 of x.jsonl"})
+    assert where(example) == "example 'a' (line 7 of x.jsonl)"
+    with pytest.raises(ValueError, match=r"line 7 of x\.jsonl.*has 9 tokens.*allows 8"):
+        check_prompt_length(example, 9, 8)
+    check_prompt_length(example, 8, 8)

@@ -1,0 +1,72 @@
+"""Checks and conversions of settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from sdkernels.train.settings import as_mapping, check_choice, check_kind
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"a": 1, "b": [1, 2]}', {"a": 1, "b": [1, 2]}),
+        ("a=1,b=x", {"a": 1, "b": "x"}),
+        (" a = 1e-5 , b=false, c= ", {"a": 1e-5, "b": False, "c": None}),
+        ("", {}),
+        ({"a": 1}, {"a": 1}),
+        (None, None),
+    ],
+)
+def test_mappings(text, expected):
+    assert as_mapping("x", text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "=1", "a=1,b", "{a: 1}"])
+def test_mappings_that_are_none(text):
+    with pytest.raises(ValueError, match="recipe_args: "):
+        as_mapping("recipe_args", text)
+
+
+def test_a_list_is_no_mapping():
+    with pytest.raises(TypeError, match="got list"):
+        as_mapping("x", [1])
+
+
+def test_choices():
+    check_choice("x", "ema", ("ema", "live"))
+    with pytest.raises(ValueError, match=r"x='emma' \(did you mean 'ema'\?\): expected one of ema"):
+        check_choice("x", "emma", ("ema", "live"))
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [
+        (1, int),
+        (1, float),
+        (1.5, float),
+        (None, int | None),
+        (True, bool),
+        (["a"], list[str] | None),
+        ({"a": 1}, dict | str | None),
+    ],
+)
+def test_kinds(value, hint):
+    check_kind("x", value, hint)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "wanted"),
+    [
+        (True, int, "int"),
+        (True, float, "float"),
+        (1.0, int, "int"),
+        ("1", int, "int"),
+        (1, bool, "bool"),
+        (None, str, "str"),
+        ({}, int | None, "int or None, got a mapping"),
+    ],
+)
+def test_wrong_kinds(value, hint, wanted):
+    with pytest.raises(ValueError, match=f"x: expected {wanted}"):
+        check_kind("x", value, hint)
