@@ -10,9 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 
-# Where there is no device for the Triton kernels they run in Triton's interpreter. Triton reads this
-# when a kernel is defined, so it comes before any test module; compile-only tests start a process
-# without it.
+# Where there is no device for the Triton kernels they run in Triton's interpreter. Triton reads
+# this when a kernel is defined, so it comes before any test module; compile-only tests start a
+# process without it.
 if not torch.accelerator.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
