@@ -162,6 +162,9 @@ def linear_divergence(
         if weights is None:
             return value
         _check_weights(weights, value.shape)
+        if mask is not None:
+            # What stands in masked places, NaN too, must not meet their 0.
+            weights = weights.masked_fill(~mask, 0.0)
         return value * weights
     if weights is not None:
         _check_weights(weights, hidden.shape[:-1])

@@ -64,7 +64,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     try:
         status = module.run(options, rest)
     except KeyboardInterrupt:
-        print("sdkernels: interrupted", file=sys.stderr)
+        print(
+            "sdkernels: interrupted at once; what was saved before is complete. A training goes on "
+            "with the same command and --resume_from_checkpoint true",
+            file=sys.stderr,
+        )
         return 130
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if os.environ.get("SDKERNELS_TRACEBACK"):

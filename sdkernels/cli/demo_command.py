@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import time
 from pathlib import Path
 
 
@@ -18,6 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
     """Run all conditions; the table and the place of the report come last."""
-    from sdkernels.train.demo import run_demo
+    from sdkernels import report
+    from sdkernels.train.demo import CONDITIONS, run_demo
 
-    run_demo(options.out, steps=options.steps, seed=options.seed, model=options.model)
+    started = time.perf_counter()
+    summaries = run_demo(options.out, steps=options.steps, seed=options.seed, model=options.model)
+    page = report.build(options.out, order=[condition.name for condition in CONDITIONS])
+    print("\n" + report.terminal_table(summaries))
+    print(json.loads((options.out / "summary.json").read_text(encoding="utf-8"))["note"])
+    print(f"{(time.perf_counter() - started) / 60:.1f} minutes on {os.cpu_count()} cores")
+    print(f"report: {page}")

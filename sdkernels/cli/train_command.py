@@ -8,8 +8,6 @@ from pathlib import Path
 
 from sdkernels.cli.text import columns
 
-# Shorter spellings of settings that carry transformers' or TRL's longer names.
-ALIASES = {"--model": "--model_name_or_path", "--out": "--output_dir", "--steps": "--max_steps"}
 # The fields of transformers' TrainingArguments that a first run touches.
 COMMON = {
     "output_dir": "Folder of the run: checkpoints, metrics.jsonl, tokens.jsonl, report.html.",
@@ -46,14 +44,14 @@ def run(_options: argparse.Namespace, rest: list[str]) -> None:
         print(help_text())
         return
     from sdkernels import report
-    from sdkernels.train.config_file import ConfigParser
+    from sdkernels.train.config_file import SHORT_NAMES, ConfigParser
     from sdkernels.train.run import train
 
     parser = ConfigParser(prog="sdkernels train", description=USAGE)
     if "--help-all" in rest:
         parser.print_help()
         return
-    config = parser.parse([_long_name(word) for word in rest])
+    config = parser.parse([_long_name(word, SHORT_NAMES) for word in rest])
     summary = train(config)
     if config.process_index == 0:
         print(report.terminal_table([summary]))
@@ -90,6 +88,8 @@ def _help(field: dataclasses.Field) -> str:
     return " ".join(str(field.metadata.get("help", "")).split())
 
 
-def _long_name(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return ALIASES.get(flag, flag) + equals + value if word.startswith("--") else word
+def _long_name(word: str, short_names: dict[str, str]) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word[2:].partition("=")
+    return f"--{short_names.get(name, name)}{equals}{value}"

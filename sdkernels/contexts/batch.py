@@ -47,6 +47,7 @@ def build_batch(
         groups[rollout.example_id].append(rollout)
     if context.generates and services.critic is not None:
         critiques = services.critic.critique(list(zip(examples, rollouts, strict=True)))
+        _log_unanswered(rollouts, critiques)
         answers = dict(zip(map(id, rollouts), critiques, strict=True))
         # `replace` keeps the same `counts`, so that the caller sees what is counted.
         services = replace(services, critic=_Answered(answers))
@@ -88,6 +89,25 @@ def validate(
     for problem in problems:
         logger.warning("%s", problem)
     return problems
+
+
+def _log_unanswered(rollouts: Sequence[Rollout], critiques: Sequence[str | None]) -> None:
+    missing = [
+        f"rollout {rollout.index} of {rollout.example_id!r}"
+        for rollout, critique in zip(rollouts, critiques, strict=True)
+        if critique is None
+    ]
+    if not missing:
+        return
+    level = logging.WARNING if len(missing) == len(critiques) else logging.INFO
+    logger.log(
+        level,
+        "critic: no usable critique for %d of %d rollouts, which get weight 0: %s. An empty or "
+        "looping answer is not usable; a larger critic or critic_max_new_tokens may help.",
+        len(missing),
+        len(critiques),
+        _listing(missing),
+    )
 
 
 def _missing_fields(examples: Sequence[Example], context: Context) -> list[str]:
@@ -133,7 +153,8 @@ def _unusable_texts(examples: Sequence[Example], context: Context, services: Ser
         problems.append(
             f"context {context.name!r}: {fields} of {_share(long, examples)} is longer than the "
             f"context limit of {limit} tokens: {_listing(long)}. Raise max_context_tokens, shorten "
-            f"or leave out these rows, or allow cutting (strict=False)."
+            f"or leave out these rows, leave more room (max_prompt_length, "
+            f"max_completion_length), or allow cutting (truncate_context: true)."
         )
     return problems
 

@@ -175,5 +175,5 @@ class CachedCritic(ABC):
             critique = usable_critique(reply.text)
         if critique is None:
             self.counts["unusable"] += 1
-            logger.info("no usable critique for a row (%d so far)", self.counts["unusable"])
+            logger.debug("no usable critique for a row (%d so far)", self.counts["unusable"])
         return critique

@@ -93,7 +93,7 @@ class ServerCritic(CachedCritic):
         Raises:
             CriticError: it does not.
         """
-        self._complete([{"role": "user", "content": "Say yes."}], max_tokens=1)
+        self._complete([{"role": "user", "content": "Say yes."}], max_tokens=1, tries=1)
 
     def _ask(self, prompts: Sequence[list[Message]]) -> Iterator[tuple[int, Reply | None]]:
         if not prompts:
@@ -117,22 +117,26 @@ class ServerCritic(CachedCritic):
         if failure is not None:
             raise failure
 
-    def _complete(self, messages: list[Message], max_tokens: int | None = None) -> Reply:
+    def _complete(
+        self, messages: list[Message], max_tokens: int | None = None, tries: int | None = None
+    ) -> Reply:
+        tries = self.tries if tries is None else tries
         payload = {
             "model": self.model,
             "messages": messages,
             "temperature": 0,
             "max_tokens": max_tokens or self.max_tokens,
         }
-        for attempt in range(1, self.tries + 1):
+        for attempt in range(1, tries + 1):
             try:
                 return _read_reply(self._post(payload))
             except _RetryableError as error:
-                if attempt == self.tries:
+                if attempt == tries:
                     raise CriticError(
-                        f"critic server {self.url}: no usable answer in {self.tries} tries, last: "
-                        f"{error}. Check that it is running and serves model {self.model!r}; "
-                        f"critiques that came are cached, so a new run goes on from here."
+                        f"critic server {self.url}: no usable answer in {tries} "
+                        f"{'try' if tries == 1 else 'tries'}, last: {error}. Check that it is "
+                        f"running and serves model {self.model!r}; critiques that came are "
+                        "cached, so a new run goes on from here."
                     ) from error
                 wait = max(error.wait_seconds, self.backoff_seconds * 2 ** (attempt - 1))
                 wait = min(wait, MAX_WAIT_SECONDS)

@@ -51,21 +51,14 @@ def plan_chunks(
     Chunks are evened out: four of 512 rather than three of 680 and a rest of 8, since a small
     product runs slowly.
 
-    Raises:
-        ValueError: not even one token fits.
+    A chunk has at least one token, however small the budget: there is no way to use less.
     """
-    most, above = 0, max(tokens, 1) + 1
+    most, above = 1, max(tokens, 1) + 1
     while above - most > 1:
         middle = (most + above) // 2
         if middle * token_bytes + scratch_bytes(middle) <= budget_bytes:
             most = middle
         else:
             above = middle
-    if most == 0:
-        scratch = scratch_bytes(1)
-        raise ValueError(
-            f"chunk_bytes={budget_bytes}: one token needs {token_bytes + scratch} bytes "
-            f"({token_bytes} for its logits, {scratch} of scratch); raise chunk_bytes"
-        )
     count = max(1, -(-tokens // most))
     return ChunkPlan(tokens, -(-tokens // count))

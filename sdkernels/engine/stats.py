@@ -55,7 +55,9 @@ class TokenStats:
             )
         near = difflib.get_close_matches(name, STATISTICS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise MissingFieldError(f"unknown statistic {name!r}{hint}. Known: {', '.join(STATISTICS)}")
+        raise MissingFieldError(
+            f"unknown statistic {name!r}{hint or '.'} Known: {', '.join(STATISTICS)}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.__dict__)

@@ -107,9 +107,15 @@ class TopKTeacher:
         self.tail = tail
         if ids.device.type == "cpu" and ids.numel():
             # A little above 0 is rounding of the server's softmax; more is not a log-prob.
-            if float(logprobs.max()) > 1e-3:
+            if not float(logprobs.max()) <= 1e-3:
                 raise ValueError(
                     f"teacher.logprobs: expected log-probs <= 0, got {float(logprobs.max()):.4g}"
+                )
+            mass = float(logprobs.double().exp().sum(-1).max())
+            if mass > 1.01:
+                raise ValueError(
+                    f"teacher.logprobs: the probabilities of one token add up to {mass:.4g}; "
+                    "expected true log-probs, whose mass is at most 1"
                 )
             ordered = self.ids.sort(-1).values
             if bool((ordered[..., 1:] == ordered[..., :-1]).any()):

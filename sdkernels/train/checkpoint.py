@@ -90,11 +90,12 @@ def all_or_nothing(folder: Path, *, resume_hint: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if not _is_write_failure(error):
             raise
-        reason = "the disk is full" if _is_full(error) else " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200]
+        if _is_full(error):
+            reason = "the disk is full (make room first)"
         raise CheckpointError(
             f"could not save {folder}: {reason}; the partial folder was removed, earlier "
-            "checkpoints are untouched. "
-            f"{resume_hint}"
+            f"checkpoints are untouched. {resume_hint}"
         ) from error
 
 
@@ -102,6 +103,13 @@ def _is_write_failure(error: BaseException) -> bool:
     # torch reports a failed write as RuntimeError, safetensors as an exception of its own.
     if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
         return True
+    return _is_cut_short(error)
+
+
+def _is_cut_short(error: BaseException) -> bool:
+    """Whether torch's zip writer wrote less than it meant to: how it meets a full disk, without
+    saying so.
+    """
     text = str(error)
     return isinstance(error, RuntimeError) and (
         "PytorchStreamWriter" in text or "unexpected pos" in text
@@ -116,7 +124,8 @@ def _is_full(error: BaseException) -> bool:
         current = current.__cause__ or current.__context__
     codes = {link.errno for link in chain if isinstance(link, OSError)}
     full = {errno.ENOSPC, errno.EDQUOT}
-    return bool(codes & full) or any("No space left" in str(link) for link in chain)
+    named = any("No space left" in str(link) for link in chain)
+    return bool(codes & full) or named or any(_is_cut_short(link) for link in chain)
 
 
 def _folders(run_folder: Path) -> list[Path]:

@@ -14,6 +14,9 @@ from transformers import HfArgumentParser
 
 from sdkernels.train.config import SelfDistillConfig
 
+# Shorter spellings of settings that carry transformers' or TRL's longer names.
+SHORT_NAMES = {"model": "model_name_or_path", "out": "output_dir", "steps": "max_steps"}
+
 
 class ConfigParser(HfArgumentParser):
     """`HfArgumentParser` over `SelfDistillConfig` with `--config file.yaml`, one-line errors and no
@@ -84,6 +87,7 @@ def read_yaml(
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected `name: value` lines, got a {type(content).__name__}")
     known = {f.name for f in fields(config_type) if f.init}
+    content = {SHORT_NAMES.get(str(key), key): value for key, value in content.items()}
     for key in content:
         if key not in known:
             raise ValueError(f"{path}: unknown setting {key!r}{_nearest(str(key), known)}")

@@ -125,14 +125,15 @@ def _choose_columns(
         if len(found) > 1 and found[0] != field:
             raise ValueError(
                 f"{source}: the columns {_list(found)} could all be the `{field}`; say which it "
-                f"is, e.g. columns={{{field!r}: {found[0]!r}}}"
+                f"is, e.g. dataset_columns {field}={found[0]}"
             )
         if found:
             chosen[field] = found[0]
     if "prompt" not in chosen:
         raise ValueError(
             f"{source}: there is no column for the prompt; expected one of "
-            f"{_list(ALIASES['prompt'])}, or columns={{'prompt': ...}}; columns: {_list(present)}"
+            f"{_list(ALIASES['prompt'])}, or name it with dataset_columns prompt=NAME; the columns "
+            f"are {_list(present)}"
         )
     return chosen
 

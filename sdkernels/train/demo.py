@@ -6,8 +6,6 @@ training. They do not show which condition is better, and the report says so.
 
 from __future__ import annotations
 
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -64,40 +62,32 @@ def run_demo(
     seed: int = 0,
     model: str = "smollm2",
     **changes: Any,
-) -> Path:
-    """Train under every condition, write the report, print the table.
+) -> list[dict[str, Any]]:
+    """Train under every condition; each leaves a run folder below `out`, for `sdkernels.report`.
 
     Args:
-        out: folder for the runs and the report; an earlier demo in it is replaced.
+        out: folder for the runs; an earlier demo in it is replaced.
         steps: optimiser steps per condition.
         seed: of problems, rollouts and evaluation; the same for all conditions.
         model: `smollm2`, a hub id or a local folder.
         changes: other settings of `SelfDistillConfig`, for all conditions.
 
     Returns:
-        The path of `report.html`.
+        The summaries of the runs, in the order of `CONDITIONS`.
 
     Raises:
         ValueError: steps below 1, or settings that cannot work.
         RunError: a run had to stop; see `sdkernels.train.train`.
     """
-    from sdkernels import report
-
     if steps < 1:
         raise ValueError(f"steps={steps}: expected at least 1 optimiser step per condition")
-    started = time.perf_counter()
     base = SETTINGS | {
         "model_name_or_path": model,
         "max_steps": steps,
         "dataset_size": steps * SETTINGS["gradient_accumulation_steps"],
         "seed": seed,
     }
-    summaries = run_study(out, CONDITIONS, base | changes, announce=_announce)
-    page = report.build(out, order=[condition.name for condition in CONDITIONS])
-    print(report.terminal_table(summaries))
-    print(f"{(time.perf_counter() - started) / 60:.1f} minutes on {os.cpu_count()} cores")
-    print(f"report: {page}")
-    return page
+    return run_study(out, CONDITIONS, base | changes, announce=_announce)
 
 
 def _announce(line: str) -> None:

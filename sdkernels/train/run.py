@@ -22,6 +22,7 @@ from sdkernels.train.config_file import write_yaml
 from sdkernels.train.data import GYM_SOURCES, load_examples
 from sdkernels.train.evaluation import headline, read_result, save_result
 from sdkernels.train.loading import add_lora, disable_dropout, load_model, no_progress_bars
+from sdkernels.train.method_checks import check_method
 from sdkernels.train.records import METRICS_FILE, TOKENS_FILE, JsonLines, write_json
 from sdkernels.train.rollout import RolloutBackend
 from sdkernels.train.server import ServerRollout
@@ -82,6 +83,7 @@ def train(
     # Names are checked before anything is loaded.
     recipe = recipes.get(config.recipe, **config.mapping("recipe_args"))
     context = contexts.get(config.context, **config.mapping("context_args"))
+    check_method(config, recipe, context)
     started = time.perf_counter()
     reset_peak_memory()
     # A new adapter starts from random numbers.

@@ -28,6 +28,7 @@ from sdkernels.train.forward import run_inside_forward
 from sdkernels.train.hooks import StepHooks, use_compact_progress
 from sdkernels.train.interrupt import StopRequest
 from sdkernels.train.loading import context_window
+from sdkernels.train.method_checks import check_method
 from sdkernels.train.prepare import StepBuilder, context_limit, sampling_of_evaluation
 from sdkernels.train.records import (
     METRICS_FILE,
@@ -82,6 +83,7 @@ class SelfDistillTrainer(ResumableTrainer):
     ) -> None:
         recipe = recipes.get(args.recipe, **args.mapping("recipe_args"))
         context = contexts.get(args.context, **args.mapping("context_args"))
+        check_method(args, recipe, context)
         self.stop = StopRequest()
         self.teacher = self._make_teacher(args, recipe, model, teacher_model)
         window = _narrower(context_window(model), teacher_model)

@@ -199,6 +199,9 @@ def test_a_server_that_is_down(serve: Any) -> None:
     server = serve(lambda n, body: chat("x"))
     server.close()
     with pytest.raises(CriticError, match=r"no usable answer in 3 tries.*[Rr]efused"):
+        critic(server.url).critique(pairs("a"))
+    # Before training one try is enough to say so.
+    with pytest.raises(CriticError, match=r"no usable answer in 1 try, last.*[Rr]efused"):
         critic(server.url).check()
 
 

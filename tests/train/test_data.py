@@ -59,7 +59,7 @@ def test_the_own_name_of_a_field_wins_over_aliases(tmp_path: Path) -> None:
 def test_two_aliases_are_refused_until_one_is_chosen(tmp_path: Path) -> None:
     path = jsonl(tmp_path, {"problem": "a", "input": "b"})
     with pytest.raises(
-        ValueError, match=r"columns 'problem', 'input' could all be the `prompt`.*columns={'prompt'"
+        ValueError, match=r"columns 'problem', 'input' could all be the `prompt`.*columns prompt="
     ):
         load_examples(path)
     [example] = load_examples(path, columns={"prompt": "input"})
@@ -112,7 +112,10 @@ def test_reasoning_gym(prefix: str) -> None:
     ("rows", "message"),
     [
         ([], "the data set is empty"),
-        ([{"text": "a"}], r"no column for the prompt; expected one of 'prompt', .*columns: 'text'"),
+        (
+            [{"text": "a"}],
+            r"no column for the prompt; expected one of 'prompt', .*columns are 'text'",
+        ),
         ([{"prompt": "a"}, {"prompt": " "}], r"data\.jsonl, line 2: the prompt .* is empty"),
         ([{"prompt": None}], r"line 1: the prompt \(column 'prompt'\) is empty"),
         ([{"prompt": "a"}, {"answer": "b"}], r"line 2: the prompt .* is empty"),

@@ -1,0 +1,75 @@
+"""Settings that do nothing, or make a run that cannot learn: refused before anything is loaded."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sdkernels.contexts import Context
+from sdkernels.recipes import Recipe
+from sdkernels.train.config import SelfDistillConfig
+
+logger = logging.getLogger(__name__)
+
+# They act on the ratio of the policy to the one that sampled, and that ratio is 1 here.
+RATIO_SETTINGS = ("is_clip", "clip_low", "clip_high", "dual_clip")
+
+
+def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
+    """Refuse combinations without effect; log what is legal but idle.
+
+    Raises:
+        ValueError: the setting, why it has no effect, and what to set instead.
+    """
+    given = config.changed()
+    has_teacher = "teacher" in recipe.needs
+    if config.max_steps == 0:
+        raise ValueError(
+            "max_steps=0: expected a number of optimiser steps, or -1 for num_train_epochs; "
+            "`sdkernels eval` only evaluates"
+        )
+    if "context" in given and context.name != "none" and not has_teacher:
+        raise ValueError(
+            f"context={context.name!r} has no effect with recipe {recipe.name!r}, which asks no "
+            "teacher; leave it out"
+        )
+    if config.num_generations == 1:
+        _check_single_rollouts(recipe, context)
+    for name, kind in (("teacher_update_rate", "ema"), ("teacher_sync_steps", "snapshot")):
+        if name in given and (config.teacher_model_kind != kind or not has_teacher):
+            raise ValueError(
+                f"{name}={given[name]!r} has no effect with teacher_model_kind="
+                f"{config.teacher_model_kind!r}; it belongs to {kind!r}"
+            )
+    if not (has_teacher and context.generates):
+        for name in ("critic_model_name_or_path", "critic_server_url", "critic_server_model"):
+            if name in given:
+                raise ValueError(
+                    f"{name}={given[name]!r} has no effect with context {context.name!r}, which "
+                    "asks no critic; leave it out"
+                )
+    _log_idle_ratios(config)
+
+
+def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
+    if "group" in recipe.needs and "teacher" not in recipe.needs:
+        raise ValueError(
+            f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
+            "group of one has advantage 0; set 2 or more"
+        )
+    settings: dict[str, Any] = context.settings
+    if context.name == "sibling_solution" and not settings.get("allow_self"):
+        raise ValueError(
+            "num_generations=1: context 'sibling_solution' shows another rollout of the same "
+            "prompt, and there is none; set 2 or more, or context_args allow_self=true"
+        )
+
+
+def _log_idle_ratios(config: SelfDistillConfig) -> None:
+    idle = [name for name in config.mapping("recipe_args") if name in RATIO_SETTINGS]
+    if idle:
+        logger.warning(
+            "recipe_args %s: one optimiser step is made per batch of rollouts, so the importance "
+            "ratio is 1 and this never acts",
+            ", ".join(idle),
+        )

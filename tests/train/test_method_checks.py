@@ -1,0 +1,72 @@
+"""Settings without effect and runs that cannot learn are refused before anything is loaded."""
+
+import logging
+
+import pytest
+
+from sdkernels import contexts, recipes
+from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.method_checks import check_method
+
+
+def check(tmp_path, **settings):
+    config = SelfDistillConfig(output_dir=str(tmp_path), use_cpu=True, **settings)
+    recipe = recipes.get(config.recipe, **config.mapping("recipe_args"))
+    context = contexts.get(config.context, **config.mapping("context_args"))
+    check_method(config, recipe, context)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_steps": 0}, "max_steps=0"),
+        ({"recipe": "grpo", "context": "hint"}, "context='hint' has no effect with recipe 'grpo'"),
+        ({"recipe": "grpo", "num_generations": 1}, "group of one has advantage 0"),
+        (
+            {"recipe": "sdpo", "context": "sibling_solution", "num_generations": 1},
+            "shows another rollout",
+        ),
+        (
+            {"teacher_model_kind": "live", "teacher_update_rate": 0.3},
+            "teacher_update_rate=0.3 has no effect with teacher_model_kind='live'",
+        ),
+        ({"teacher_sync_steps": 3}, "teacher_sync_steps=3 has no effect"),
+        (
+            {"context": "hint", "critic_server_url": "http://localhost:9"},
+            "critic_server_url='http://localhost:9' has no effect with context 'hint'",
+        ),
+    ],
+)
+def test_refused(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+        check(tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"recipe": "grpo"},
+        {"recipe": "grpo", "context": "none"},
+        {"recipe": "opsd", "num_generations": 1},
+        {"teacher_model_kind": "ema", "teacher_update_rate": 0.3},
+        {"teacher_model_kind": "snapshot", "teacher_sync_steps": 3},
+        {"context": "step_critique", "critic_server_url": "http://localhost:9"},
+        {
+            "context": "sibling_solution",
+            "num_generations": 1,
+            "context_args": {"allow_self": True},
+        },
+    ],
+)
+def test_accepted(tmp_path, settings):
+    check(tmp_path, **settings)
+
+
+def test_settings_of_the_importance_ratio_are_named_as_idle(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(tmp_path, recipe="sdpo", recipe_args={"is_clip": 1.5})
+    assert "is_clip" in caplog.text
+    caplog.clear()
+    check(tmp_path, recipe="sdpo", recipe_args={"alpha": 1.0})
+    assert not caplog.text
