@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
-
 from sdkernels.contexts import Context
 from sdkernels.recipes import Recipe
 from sdkernels.train.config import SelfDistillConfig
@@ -57,8 +55,7 @@ def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
             f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
             "group of one has advantage 0; set 2 or more"
         )
-    settings: dict[str, Any] = context.settings
-    if context.name == "sibling_solution" and not settings.get("allow_self"):
+    if context.name == "sibling_solution" and not context.settings.get("allow_self"):
         raise ValueError(
             "num_generations=1: context 'sibling_solution' shows another rollout of the same "
             "prompt, and there is none; set 2 or more, or context_args allow_self=true"
