@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+
 from sdkernels.contexts import Context
 from sdkernels.recipes import Recipe
 from sdkernels.train.config import SelfDistillConfig
