@@ -49,6 +49,7 @@ PROBLEMS: dict[str, dict[str, Any]] = {
     "masked_logits_teacher": {"mask": MASK, "teacher": "logits", "ids": 2},
     "masked_topk_teacher": {"mask": MASK, "teacher": "topk"},
     "one_dimension": {"lead": ()},
+    "one_dimension_logits_teacher": {"lead": (), "teacher": "logits"},
     "one_dimension_topk_teacher": {"lead": (), "teacher": "topk", "ids": 2},
     "three_dimensions": {"lead": (2, 3, 4)},
     "one_token": {"lead": (1,)},
