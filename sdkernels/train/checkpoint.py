@@ -90,12 +90,11 @@ def all_or_nothing(folder: Path, *, resume_hint: str) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
         if not _is_write_failure(error):
             raise
-        reason = " ".join(str(error).split())[:200]
-        if _is_full(error):
-            reason = "the disk is full (make room first)"
+        full = _is_full(error)
+        reason = "the disk is full" if full else " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"could not save {folder}: {reason}; the partial folder was removed, earlier "
-            f"checkpoints are untouched. {resume_hint}"
+            f"checkpoints are untouched. {'Make room first. ' if full else ''}{resume_hint}"
         ) from error
 
 

@@ -91,7 +91,7 @@ def fail(folder: Path, error: BaseException, resume_hint: str = "") -> None:
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "the disk is full"),
         (OSError(errno.EACCES, "Permission denied"), "Permission denied"),
-        (RuntimeError("PytorchStreamWriter failed writing file data/3"), "PytorchStreamWriter"),
+        (RuntimeError("PytorchStreamWriter failed writing file data/3"), "the disk is full"),
     ],
 )
 def test_a_failed_write_leaves_nothing_and_says_why(make, tmp_path, error, reason):
