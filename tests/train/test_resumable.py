@@ -161,6 +161,10 @@ def settings(base: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return base | {"output_dir": str(tmp_path / "run")}
 
 
+def without(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != name}
+
+
 def final_weights(settings: dict[str, Any]) -> dict[str, torch.Tensor]:
     return load_file(str(Path(settings["output_dir"]) / "final" / "model.safetensors"))
 
@@ -243,7 +247,9 @@ def test_sigkill_and_resume_give_the_same_weights(run, settings, undisturbed, ki
 
 @pytest.mark.parametrize("teacher", ["frozen", "snapshot"])
 def test_other_teachers_resume_too(run, settings, tmp_path, teacher):
-    settings = settings | {"teacher_model_kind": teacher, "teacher_sync_steps": 2}
+    own_settings = {"frozen": {}, "snapshot": {"teacher_sync_steps": 2}}[teacher]
+    settings = without(settings, "teacher_update_rate") | {"teacher_model_kind": teacher}
+    settings |= own_settings
     own = settings | {"output_dir": str(tmp_path / "undisturbed")}
     assert run(own)[0] == 0
     assert run(settings, KILLS["mid_step"])[0] == -signal.SIGKILL
@@ -410,7 +416,7 @@ def test_a_folder_with_a_run_is_not_overwritten_by_accident(run, settings):
 
 
 def test_a_frozen_teacher_from_other_weights_is_refused(run, settings, tmp_path):
-    settings = settings | {"teacher_model_kind": "frozen"}
+    settings = without(settings, "teacher_update_rate") | {"teacher_model_kind": "frozen"}
     assert run(settings | {"max_steps": 2})[0] == 0
     trained = str(Path(settings["output_dir"]) / "checkpoint-1")
     status, output = run(
