@@ -276,3 +276,11 @@ def test_gap_scale_has_no_gradient_and_wants_one_shape() -> None:
     assert not gap_scale(torch.ones(1, 4, requires_grad=True), torch.ones(1, 4)).requires_grad
     with pytest.raises(ValueError, match="gap_BL: expected the shape of the mask"):
         gap_scale(torch.ones(4), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("scope", ["sequence", "batch"])
+def test_rows_without_any_position(scope: str) -> None:
+    bound = EntropySign(quantile=0.8, scope=scope).bind(
+        torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.bool)
+    )
+    assert bound.tau.shape == (3, 0)
