@@ -243,7 +243,7 @@ def gap_scale(gap_BL: Tensor, mask_BL: Tensor, eps: float = 1e-6) -> Tensor:
 def _quantile(H_RL: Tensor, mask_RL: Tensor, share: float) -> Tensor:
     """Linearly interpolated quantile of each row's valid entries `[R]`; 0 where there are none."""
     if H_RL.shape[-1] == 0:
-        return H_RL.new_zeros(H_RL.shape[0])
+        return H_RL.new_zeros(H_RL.shape[:-1])
     # torch.nanquantile takes at most 16 million elements, which a long batch exceeds.
     ordered_RL = torch.where(mask_RL, H_RL, math.inf).sort(dim=-1).values
     last_R = (mask_RL.sum(dim=-1) - 1).clamp(min=0)
