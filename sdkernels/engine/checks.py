@@ -21,6 +21,7 @@ CHECKED_TOKENS = 128
 
 
 def check_shape(loss_C: Any, tokens: int) -> None:
+    """One floating number per token of the chunk, or a TypeError / ValueError."""
     if not isinstance(loss_C, Tensor):
         raise TypeError(
             f"loss_fn: expected a tensor [C], one loss per token, got {type(loss_C).__name__}"
@@ -43,6 +44,7 @@ def versions_of(seen: TokenStats, tok: Tokens) -> dict[str, int]:
 
 
 def check_unchanged(before: dict[str, int], after: dict[str, int]) -> None:
+    """The caller's function wrote into none of its inputs (by their version counters)."""
     changed = [name for name, version in before.items() if after[name] != version]
     if changed:
         raise ValueError(
@@ -101,6 +103,7 @@ def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens:
 
 
 def check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) -> None:
+    """Every loss is finite; the error names the token and its statistics that are not."""
     bad = (~torch.isfinite(loss_C)).nonzero()
     if not bad.numel():
         return
@@ -119,6 +122,7 @@ def check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) ->
 
 
 def check_coefficients(problem: Problem, coefs: dict[str, Tensor], lo: int) -> None:
+    """Every derivative by a statistic is finite; the error names token and statistic."""
     for name, coef in coefs.items():
         if not torch.isfinite(coef).all():
             row = int((~torch.isfinite(coef.reshape(coef.shape[0], -1)).all(-1)).nonzero()[0])
