@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+import sdkernels as sd
 from sdkernels.kernels.launch import Logits
 from sdkernels.kernels.linear_statistics import linear_partial_statistics
 from sdkernels.kernels.merge import merge
 from sdkernels.kernels.statistics import partial_statistics
-
-import sdkernels as sd
 
 ROOT = Path(__file__).parents[1]
 TEST_SECONDS = 420

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+
 from sdkernels.kernels import aot, aot_cases
 
 

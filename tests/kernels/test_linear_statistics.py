@@ -9,10 +9,10 @@ import pytest
 import torch
 from helpers.logit_problems import DEVICE, LogitProblem
 from helpers.mutant_kernels import mutated_module
+
 from sdkernels.kernels import linear_statistics
 from sdkernels.kernels.configs import LinearConfig, linear_config
 from sdkernels.kernels.merge import merge
-
 from sdkernels.rows import Side
 from sdkernels.rows.torch_rows import TorchRows
 from sdkernels.testing import Inputs, assert_close_to_reference, input_families

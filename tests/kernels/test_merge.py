@@ -3,12 +3,12 @@
 import pytest
 import torch
 from helpers.logit_problems import DEVICE, family
+
+from sdkernels import gates
 from sdkernels.kernels.configs import RowConfig
 from sdkernels.kernels.launch import Logits
 from sdkernels.kernels.merge import GateThresholds, merge
 from sdkernels.kernels.statistics import partial_statistics
-
-from sdkernels import gates
 from sdkernels.rows.torch_rows import TorchRows
 from sdkernels.testing import assert_close_to_reference
 

@@ -5,6 +5,7 @@ import torch
 import triton
 import triton.language as tl
 from helpers.logit_problems import DEVICE
+
 from sdkernels.kernels.transform import expm1_of_negative, factors, log1p_of_negative, tanh
 
 WIDTH = 4096
