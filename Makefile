@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
-.PHONY: help setup demo test aot test-triton-versions bench gpu lint
+.PHONY: help setup demo test aot test-triton-versions bench gpu docs lint
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -51,6 +51,10 @@ gpu: ## on a GPU: kernel tests, memory check, shape A; writes to OUT or bench/re
 	cp -r sdkernels bench tests pyproject.toml build/gpu
 	cp -r kernels/vocab build/gpu/sdkernels/kernels
 	cd build/gpu && OUT=$${OUT:-$(CURDIR)/bench/results} $(GPU_PYTHON) -m bench.gpu $(GPU_ARGS)
+
+docs: $(INSTALLED) ## build the documentation into build/site
+	$(BIN)/python -m sphinx -W --keep-going -q docs build/site
+	@echo "open build/site/index.html"
 
 lint: $(INSTALLED) ## ruff (lint and format), mypy, codespell
 	$(BIN)/ruff check .

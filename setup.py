@@ -22,7 +22,9 @@ TRAIN = [
     "transformers>=5.10",
 ]
 BENCH = ["liger-kernel", "pytest-benchmark", "trl==1.16.0"]
+DOCS = ["furo", "myst-parser", "sphinx", "sphinx-copybutton"]
 DEV = [
+    *DOCS,
     "build",
     "codespell[toml]",
     "mypy>=2.0",
@@ -51,7 +53,7 @@ setup(
     package_dir={"sdkernels": "sdkernels", "sdkernels.kernels": "kernels/vocab"},
     package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.yaml", "*.json", "templates/*"]},
     install_requires=["torch>=2.11"],
-    extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV},
+    extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV, "docs": DOCS},
     entry_points={"console_scripts": ["sdkernels = sdkernels.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

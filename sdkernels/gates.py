@@ -91,6 +91,14 @@ class EntropySign:
 
     Raises:
         ValueError: neither or both of `tau` and `quantile`, or a scope that does not go with them.
+
+    Example:
+        >>> import sdkernels as sd
+        >>> entropy = torch.tensor([[0.1, 2.0, 0.3, 9.9]])
+        >>> mask = torch.tensor([[True, True, True, False]])
+        >>> bound = sd.gates.EntropySign(quantile=0.5).bind(entropy, mask)
+        >>> bound.direction(entropy, bound.tau, bound.sigma)[mask]
+        tensor([ 1., -1.,  1.])
     """
 
     rule: Rule = "sign"

@@ -56,6 +56,12 @@ def linear_logprob(
     Returns:
         `logp` with the shape of `targets`, in nats; with `with_entropy` the pair `(logp, entropy)`.
         Masked tokens: 0.
+
+    Example:
+        >>> import sdkernels as sd
+        >>> hidden, weight = torch.zeros(2, 4), torch.ones(10, 4)  # logits 0: uniform over 10
+        >>> sd.linear_logprob(hidden, weight, torch.tensor([3, 7])).exp()
+        tensor([0.1000, 0.1000])
     """
     if torch.compiler.is_compiling():
         names = ("logp", "entropy") if with_entropy else ("logp",)
@@ -122,6 +128,13 @@ def linear_divergence(
     Raises:
         ValueError: unknown divergence or reduction, beta out of range, or any error of
             `token_loss`.
+
+    Example:
+        >>> import sdkernels as sd
+        >>> hidden, weight = torch.eye(2), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+        >>> uniform = sd.LogitsTeacher(torch.zeros(2, 2))
+        >>> sd.linear_divergence(hidden, weight, uniform, "kl_teacher_student")
+        tensor([0., 0.])
     """
     if divergence not in DIVERGENCES:
         raise ValueError(

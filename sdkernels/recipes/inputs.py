@@ -45,6 +45,14 @@ def aggregate(
 
     Raises:
         ValueError: an unknown mode, a mask with other values, or settings that don't go together.
+
+    Example:
+        >>> import sdkernels as sd
+        >>> sd.recipes.aggregate(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]), "token_mean")[0]
+        tensor([0.2500, 0.2500, 0.2500, 0.0000])
+        >>> sd.recipes.aggregate(torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0]]), "sequence_mean")
+        tensor([[0.2500, 0.2500, 0.0000, 0.0000],
+                [0.5000, 0.0000, 0.0000, 0.0000]])
     """
     mask = _as_bool(mask_BL, "mask_BL")
     if mode not in MODES:
