@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkernels.engine.chunks import default_chunk_bytes, plan_chunks
+from sdkernels.engine.chunks import (
+    default_chunk_bytes,
+    logits_gradient_dtype,
+    plan_chunks,
+    token_bytes,
+)
 from sdkernels.engine.heads import LMHead, as_head, is_dtensor
 from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.problem import Problem, flat_view
@@ -66,9 +71,11 @@ def build_problem(
         raise ValueError(f"slab_dtype={slab_dtype!r}: accepted are 'float32' and 'model'")
     slab = hidden.dtype if slab_dtype == "model" else spec.compute_dtype
     rows = resolve_backend(backend, device, spec.compute_dtype)
-    spec = replace(spec, gradient_dtype=_gradient_dtype(rows.name, hidden, head))
+    dz_dtype = logits_gradient_dtype(rows.name, hidden.dtype, head.weight.dtype)
+    spec = replace(spec, gradient_dtype=dz_dtype)
     budget_bytes = _budget(chunk_bytes, device)
-    widest = max(head.hidden_size, _teacher_size(teacher))
+    teacher_size = _teacher_size(teacher)
+    widest = max(head.hidden_size, teacher_size)
     cast_rows = cast_rows_within(budget_bytes, widest, spec.compute_dtype)
     return Problem(
         hidden=hidden.detach(),
@@ -86,7 +93,15 @@ def build_problem(
         backend=rows,
         plan=plan_chunks(
             lead.numel() if kept_N is None else kept_N.shape[0],
-            _token_bytes(head, teacher, kept_N, slab, spec, cast_rows),
+            token_bytes(
+                vocab=head.vocab,
+                hidden_size=head.hidden_size,
+                teacher_size=teacher_size,
+                slab_dtype=slab,
+                spec=spec,
+                cast_rows=cast_rows,
+                copied_bytes=_copied_bytes(teacher, kept_N),
+            ),
             lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec.compute_dtype),
             budget_bytes,
         ),
@@ -113,39 +128,13 @@ def _teacher_size(teacher: Teacher | None) -> int:
     return teacher.head.hidden_size if isinstance(teacher, HiddenTeacher) else 0
 
 
-def _gradient_dtype(backend: str, hidden: Tensor, head: LMHead) -> torch.dtype | None:
-    """The dtype of the logits' gradient, None for that of the slab.
-
-    bfloat16 factors are multiplied at full speed only by a bfloat16 gradient. float16 would lose
-    the small entries of a mean over many tokens.
-    """
-    narrow = hidden.dtype == head.weight.dtype == torch.bfloat16
-    return torch.bfloat16 if backend == "triton" and narrow else None
-
-
-def _token_bytes(
-    head: LMHead,
-    teacher: Teacher | None,
-    kept_N: Tensor | None,
-    slab: torch.dtype,
-    spec: RowSpec,
-    cast_rows: int,
-) -> int:
-    """Bytes that one token of a chunk costs besides the row backend's scratch."""
-    compute_dtype = spec.compute_dtype
-    slabs = 2 if isinstance(teacher, HiddenTeacher) else 1
-    total = slabs * head.vocab * slab.itemsize
-    if spec.gradient_dtype is not None and spec.gradient_dtype != slab:
-        total += head.vocab * spec.gradient_dtype.itemsize
-    if isinstance(teacher, LogitsTeacher):
-        flat = flat_view(teacher.logits, teacher.lead_shape)
-        if kept_N is not None or flat is None:
-            total += teacher.logits.shape[-1] * teacher.logits.dtype.itemsize
-    if slab != compute_dtype:
-        total += cast_rows * compute_dtype.itemsize
-    # Gathered, cast and stacked hidden states, and the part of their gradient.
-    states = 4 * head.hidden_size + 3 * _teacher_size(teacher)
-    return total + states * compute_dtype.itemsize
+def _copied_bytes(teacher: Teacher | None, kept_N: Tensor | None) -> int:
+    """Bytes of a token's teacher logits that a chunk has to copy."""
+    if not isinstance(teacher, LogitsTeacher):
+        return 0
+    if kept_N is None and flat_view(teacher.logits, teacher.lead_shape) is not None:
+        return 0
+    return teacher.logits.shape[-1] * teacher.logits.dtype.itemsize
 
 
 # --- tensors --------------------------------------------------------------------------------------

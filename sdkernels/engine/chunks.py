@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from sdkernels.rows import RowSpec
+
 MIB = 1 << 20
 
 
@@ -34,8 +36,51 @@ def default_chunk_bytes(device: torch.device) -> int:
     """2.5 % of the device's memory, at least 256 MiB, at most 4 GiB; 256 MiB on CPU."""
     if device.type != "cuda":
         return 256 * MIB
-    total = torch.cuda.get_device_properties(device).total_memory
-    return min(max(int(0.025 * total), 256 * MIB), 4096 * MIB)
+    return share_of_memory(torch.cuda.get_device_properties(device).total_memory)
+
+
+def share_of_memory(total_bytes: int) -> int:
+    """The default budget on a device with `total_bytes` of memory."""
+    return min(max(int(0.025 * total_bytes), 256 * MIB), 4096 * MIB)
+
+
+def logits_gradient_dtype(
+    backend: str, hidden: torch.dtype, weight: torch.dtype
+) -> torch.dtype | None:
+    """The dtype of the logits' gradient, None for that of the slab.
+
+    bfloat16 factors are multiplied at full speed only by a bfloat16 gradient. float16 would lose
+    the small entries of a mean over many tokens.
+    """
+    narrow = hidden == weight == torch.bfloat16
+    return torch.bfloat16 if backend == "triton" and narrow else None
+
+
+def token_bytes(
+    *,
+    vocab: int,
+    hidden_size: int,
+    teacher_size: int,
+    slab_dtype: torch.dtype,
+    spec: RowSpec,
+    cast_rows: int,
+    copied_bytes: int = 0,
+) -> int:
+    """Bytes that one token of a chunk costs besides the row backend's scratch.
+
+    Args:
+        teacher_size: length of the teacher's hidden states; 0: its logits are not made here.
+        cast_rows: vocabulary rows of a head that are cast at once where dtypes differ.
+        copied_bytes: the token's teacher logits where a chunk of them has to be copied.
+    """
+    compute_dtype = spec.compute_dtype
+    total = (2 if teacher_size else 1) * vocab * slab_dtype.itemsize + copied_bytes
+    if spec.gradient_dtype is not None and spec.gradient_dtype != slab_dtype:
+        total += vocab * spec.gradient_dtype.itemsize
+    if slab_dtype != compute_dtype:
+        total += cast_rows * compute_dtype.itemsize
+    # Gathered, cast and stacked hidden states, and the part of their gradient.
+    return total + (4 * hidden_size + 3 * teacher_size) * compute_dtype.itemsize
 
 
 def plan_chunks(
