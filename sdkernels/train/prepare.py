@@ -19,6 +19,7 @@ from sdkernels.train.batch import Row, mask_rows, set_weights
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_length, where
 from sdkernels.train.rollout import RolloutBackend, Sample, Sampling, derived_seed
+from sdkernels.train.rollout_metrics import add_rollout_metrics
 from sdkernels.train.step_metrics import StepMetrics, Timers
 from sdkernels.train.verify import Verdict, kind_of, verify
 
@@ -130,7 +131,12 @@ class StepBuilder:
         with timers.section("context"):
             if self.needs_teacher:
                 self._set_teacher_prompts(rows)
-        _count_rows(rows, metrics, with_signal=self.needs_teacher)
+        add_rollout_metrics(
+            metrics,
+            rows,
+            group_size=self.config.num_generations,
+            with_signal=self.needs_teacher,
+        )
         return rows
 
     def mask(self, rows: Sequence[Row]) -> Tensor:
@@ -243,22 +249,3 @@ def context_limit(config: SelfDistillConfig, window: int | None) -> int | None:
             f"room for a context in the model's window of {window} tokens; lower one of them"
         )
     return room
-
-
-def _count_rows(rows: Sequence[Row], metrics: StepMetrics, *, with_signal: bool) -> None:
-    from sdkernels.train.markers import marker_stats
-
-    rollouts = [row.rollout for row in rows]
-    judged = [rollout for rollout in rollouts if rollout.reward is not None]
-    if judged:
-        metrics.add("reward", sum(rollout.reward or 0.0 for rollout in judged), len(judged))
-        metrics.add("accuracy", sum(bool(rollout.success) for rollout in judged), len(judged))
-    if with_signal:
-        metrics.add(
-            "signal_share", sum(row.teacher_prompt_ids is not None for row in rows), len(rows)
-        )
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
-    metrics.add("completion_length", sum(lengths), len(rows))
-    metrics.add("truncated_share", sum(rollout.truncated for rollout in rollouts), len(rows))
-    metrics.add("rollout_tokens", sum(lengths))
-    metrics.add("marker_count", marker_stats([rollout.text for rollout in rollouts], lengths).total)

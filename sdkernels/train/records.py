@@ -7,14 +7,13 @@ is going to repeat, so no step appears twice.
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from sdkernels.train import strict_json
 from sdkernels.train.batch import MicroBatch, Row
 from sdkernels.train.markers import marker_flags
 from sdkernels.train.prompts import PromptEncoder
@@ -32,10 +31,10 @@ class JsonLines:
         self.file = file
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one line; NaN and infinities become null, which every JSON reader takes."""
+        """Add one line; NaN and infinities become null and are named in `not_finite`."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(_finite(record), ensure_ascii=False, allow_nan=False) + "\n")
+            handle.write(strict_json.dumps(record) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """All whole lines; one that a kill cut short is left out."""
@@ -65,10 +64,7 @@ def write_json(file: Path, value: Any) -> None:
     """Write a JSON file in one rename, so that no reader sees half of it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(f".{file.name}")
-    draft.write_text(
-        json.dumps(_finite(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        encoding="utf-8",
-    )
+    draft.write_text(strict_json.dumps(value, indent=1) + "\n", encoding="utf-8")
     os.replace(draft, file)
 
 
@@ -148,15 +144,3 @@ def pick_rows(rows: list[Row], number: int) -> list[Row]:
             if pool and len(picked) < number:
                 picked.append(pool.pop(0))
     return picked
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, torch.Tensor):
-        return _finite(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

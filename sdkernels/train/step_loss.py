@@ -17,7 +17,7 @@ from sdkernels.recipes import Recipe
 from sdkernels.train.batch import MicroBatch
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.forward import hidden_states
-from sdkernels.train.step_metrics import StepMetrics, Timers
+from sdkernels.train.step_metrics import Timers
 from sdkernels.train.teacher import TeacherWeights
 
 # Settings of the engine that a pass for plain statistics shares with the loss.
@@ -181,24 +181,3 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
     if config.gate == "entropy_sign":
         return gates.EntropySign(**(settings or {"quantile": 0.8}))
     return gates.DirectionAdaptive(**settings)
-
-
-def add_statistics(metrics: StepMetrics, batch: MicroBatch, stats: TokenStats) -> None:
-    """Sums of a micro-batch's statistics over the tokens of its loss."""
-    keep = batch.keep_N
-    count = keep.sum()
-    metrics.add("num_tokens", count)
-
-    def total(name: str, values_N: Tensor) -> None:
-        metrics.add(name, torch.where(keep, values_N, 0.0).sum().double(), count)
-
-    for name in ("entropy", "teacher_entropy", "kl_teacher_student"):
-        if name in stats:
-            total(name, stats[name])
-    if "teacher_logp" in stats:
-        gap_N = stats.teacher_logp - stats.logp
-        total("gap", gap_N)
-        total("gap_abs", gap_N.abs())
-    if "direction" in stats:
-        total("direction", stats.direction)
-        total("push_share", (stats.direction < 0).float())

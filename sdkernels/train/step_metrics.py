@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import resource
 import sys
 import time
@@ -15,21 +14,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdkernels.train.token_kinds import KINDS
+
+# What `metrics.jsonl` holds besides the trainer's own numbers; docs/analysis.md says what each is.
 MEANS = (
     "gap",
     "gap_abs",
+    "gap_correct",
+    "gap_wrong",
+    "gap_negative_share",
+    "gap_negative_share_correct",
+    "gap_negative_share_wrong",
     "kl_teacher_student",
     "entropy",
+    "entropy_top20",
     "teacher_entropy",
+    "teacher_entropy_top20",
     "direction",
     "push_share",
+    *(f"{kind}_share" for kind in KINDS),
+    *(f"kl_{kind}" for kind in KINDS),
+    *(f"gap_abs_{kind}" for kind in KINDS),
     "signal_share",
     "reward",
     "accuracy",
     "completion_length",
+    "completion_length_correct",
+    "completion_length_wrong",
     "truncated_share",
+    "same_output_share",
+    "distinct_answers",
+    "markers_per_response",
+    "markers_per_1k",
+    "markers_per_1k_correct",
+    "markers_per_1k_wrong",
+    "markers_per_word",
+    "markers_published_per_response",
+    "markers_published_per_1k",
+    "markers_published_per_word",
 )
-SUMS = ("num_tokens", "marker_count", "rollout_tokens")
+SUMS = ("num_tokens", "marker_count")
+DECILES = 10
+LISTS = ("entropy_by_entropy_decile", "gap_by_entropy_decile", "direction_by_entropy_decile")
 SECTIONS = (
     "rollout",
     "context",
@@ -43,21 +69,30 @@ STATUS_FILE = Path("/proc/self/status")
 
 
 class StepMetrics:
-    """Means and sums since the last `take`. A mean without entries is None, never 0."""
+    """Means and sums since the last `take`. A mean without entries is None, never 0; one that is
+    not finite stays so.
+    """
 
     def __init__(self) -> None:
         self._total: dict[str, Tensor | float] = defaultdict(float)
         self._count: dict[str, Tensor | float] = defaultdict(float)
 
     def add(self, name: str, total: Tensor | float, count: Tensor | float = 1) -> None:
-        """Add `total` over `count` entries; tensors are kept on their device, so nothing waits."""
+        """Add `total` over `count` entries; tensors are kept on their device, so nothing waits.
+
+        For a name of `LISTS` both are `[10]`, one entry per decile.
+        """
         self._total[name] = self._total[name] + total
         self._count[name] = self._count[name] + count
 
-    def take(self, accelerator: Any) -> dict[str, float | None]:
-        """Values over all ranks, and start anew. Every rank has to call it."""
-        names = (*MEANS, *SUMS)
-        table = [[float(self._total[name]), float(self._count[name])] for name in names]
+    def take(self, accelerator: Any) -> dict[str, Any]:
+        """Values over all ranks, and start anew. Every rank has to call it.
+
+        A name of `LISTS` is a list of 10 with None where a decile had no entry, and None where
+        none had.
+        """
+        names = [*MEANS, *SUMS, *(f"{name} {at}" for name in LISTS for at in range(DECILES))]
+        table = [_scalars(self._total, name) + _scalars(self._count, name) for name in names]
         merged = torch.tensor(table, dtype=torch.float64)
         if accelerator.num_processes > 1:
             # Not every device has float64; counts stay exact in float32 up to 2^24, sums are for
@@ -69,13 +104,29 @@ class StepMetrics:
             )
         self._total.clear()
         self._count.clear()
-        values: dict[str, float | None] = {}
-        for name, (total, count) in zip(names, merged.tolist(), strict=True):
-            if name in SUMS:
-                values[name] = total
-            else:
-                values[name] = total / count if count and math.isfinite(total) else None
+        sums = dict(zip(names, merged.tolist(), strict=True))
+        values: dict[str, Any] = {
+            name: total if name in SUMS else _mean(total, count)
+            for name, (total, count) in sums.items()
+            if " " not in name
+        }
+        for name in LISTS:
+            means = [_mean(*sums[f"{name} {at}"]) for at in range(DECILES)]
+            values[name] = None if all(mean is None for mean in means) else means
         return values
+
+
+def _scalars(sums: dict[str, Tensor | float], name: str) -> list[float]:
+    """The entry of `name`, or that of a decile of a list (`"name 3"`)."""
+    key, _, at = name.partition(" ")
+    value = sums.get(key, 0.0)
+    if at and isinstance(value, Tensor):
+        value = value[int(at)]
+    return [float(value)]
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None
 
 
 class Timers:

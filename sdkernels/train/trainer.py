@@ -40,9 +40,10 @@ from sdkernels.train.records import (
 )
 from sdkernels.train.resumable import ResumableTrainer
 from sdkernels.train.rollout import RolloutBackend, TransformersRollout
-from sdkernels.train.step_loss import StepLoss, Thresholds, add_statistics, make_gate
-from sdkernels.train.step_metrics import StepMetrics, Timers, peak_memory_bytes
+from sdkernels.train.step_loss import StepLoss, Thresholds, make_gate
+from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
 from sdkernels.train.teacher import TeacherWeights
+from sdkernels.train.token_metrics import TokenMetrics
 
 
 class SelfDistillTrainer(ResumableTrainer):
@@ -117,6 +118,7 @@ class SelfDistillTrainer(ResumableTrainer):
         # Weights are already those of the whole optimisation step.
         self.loss_is_scaled_for_ga = True
         self.metrics = StepMetrics()
+        self.token_metrics = TokenMetrics(self.metrics, processing_class)
         self.timers = Timers(args.device)
         folder = Path(args.output_dir)
         self.metrics_log = JsonLines(folder / METRICS_FILE)
@@ -210,7 +212,7 @@ class SelfDistillTrainer(ResumableTrainer):
                 return self.step_loss(self.unwrapped, batch, inputs["thresholds"], self.timers)
 
         loss, stats = run_inside_forward(model, self.unwrapped, loss_of_batch)
-        add_statistics(self.metrics, batch, stats)
+        self.token_metrics.add(batch, stats)
         self._write_tokens(batch, stats)
         if self.args.average_tokens_across_devices:
             # Gradients are averaged over ranks, the weights are those of the sum.
@@ -338,7 +340,6 @@ class SelfDistillTrainer(ResumableTrainer):
         seconds = self.timers.take()
         now = time.perf_counter()
         elapsed, self._logged_at = now - self._logged_at, now
-        rollout_tokens = values.pop("rollout_tokens") or 0.0
         return {
             "step": self.state.global_step,
             "loss": logs["loss"],
@@ -347,9 +348,6 @@ class SelfDistillTrainer(ResumableTrainer):
             **values,
             "num_tokens": int(values["num_tokens"] or 0),
             "marker_count": int(values["marker_count"] or 0),
-            "markers_per_1k": 1000 * (values["marker_count"] or 0) / rollout_tokens
-            if rollout_tokens
-            else None,
             "tokens_per_second": (values["num_tokens"] or 0) / elapsed if elapsed > 0 else None,
             "peak_memory_bytes": peak_memory_bytes(),
             "seconds": seconds,
@@ -381,7 +379,9 @@ def _narrower(window: int | None, other_model: Any) -> int | None:
 
 
 def _flat(line: dict[str, Any]) -> dict[str, float]:
-    """What the loggers get: numbers only, the seconds one by one."""
+    """What the loggers get: numbers only, the seconds and deciles one by one."""
     flat = {key: value for key, value in line.items() if key not in ("step", "seconds")}
     flat |= {f"seconds_{name}": value for name, value in line["seconds"].items()}
+    for name in LISTS:
+        flat |= {f"{name}_{at}": value for at, value in enumerate(flat.pop(name) or [])}
     return {key: value for key, value in flat.items() if value is not None}

@@ -49,10 +49,22 @@ def test_ranks_are_added_up():
     assert (values["gap"], values["num_tokens"]) == (1.5, 10)
 
 
-def test_an_infinite_sum_is_no_mean():
+def test_an_infinite_mean_stays_one():
     metrics = StepMetrics()
     metrics.add("kl_teacher_student", float("inf"), 2)
-    assert metrics.take(ALONE)["kl_teacher_student"] is None
+    assert metrics.take(ALONE)["kl_teacher_student"] == float("inf")
+
+
+def test_lists_have_a_mean_per_decile():
+    metrics = StepMetrics()
+    counts = torch.tensor([2.0, 1.0] + [0.0] * 8)
+    metrics.add("gap_by_entropy_decile", torch.tensor([3.0, -1.0] + [0.0] * 8), counts)
+    metrics.add("gap_by_entropy_decile", torch.tensor([3.0, 0.0] + [0.0] * 8), counts)
+    values = metrics.take(ALONE)
+    assert values["gap_by_entropy_decile"] == [1.5, -0.5] + [None] * 8
+    assert values["direction_by_entropy_decile"] is None
+    assert not any(" " in name for name in values)
+    assert metrics.take(ALONE)["gap_by_entropy_decile"] is None
 
 
 def test_clocks():

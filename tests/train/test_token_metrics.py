@@ -1,0 +1,154 @@
+"""Statistics of a step's tokens against loops over tokens."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from sdkernels.contexts import Example, Rollout
+from sdkernels.train.batch import Row, collate
+from sdkernels.train.step_metrics import StepMetrics
+from sdkernels.train.token_kinds import KINDS, token_kind
+from sdkernels.train.token_metrics import TokenMetrics, by_verdict, entropy_deciles
+
+ALONE = SimpleNamespace(num_processes=1)
+WORDS = [" 7", " wait", " buns", "+", " so"]
+TOKENIZER = SimpleNamespace(all_special_ids=[], decode=lambda ids: WORDS[ids[0] % len(WORDS)])
+
+
+def make_batch(lengths, verdicts, *, skip=0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for length, verdict in zip(lengths, verdicts, strict=True):
+        ids = torch.randint(0, 50, (length,), generator=generator).tolist()
+        rollout = Rollout("a", 0, "", ids, success=verdict)
+        counts = [at >= skip for at in range(length)]
+        rows.append(Row(Example("a", []), rollout, [1, 2], weights=[1.0] * length, counts=counts))
+    return collate(rows, 0, torch.device("cpu"), with_teacher=False)
+
+
+def make_stats(batch, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    names = ("logp", "teacher_logp", "entropy", "teacher_entropy", "kl_teacher_student")
+    fields = {
+        name: torch.rand(len(batch.keep_N), generator=generator) for name in (*names, "direction")
+    }
+    fields["direction"] = fields["direction"] * 2 - 1
+
+    class Stats(dict):
+        __getattr__ = dict.__getitem__
+
+    return Stats(fields)
+
+
+def taken(batches, stats):
+    metrics = StepMetrics()
+    tokens = TokenMetrics(metrics, TOKENIZER)
+    for batch, fields in zip(batches, stats, strict=True):
+        tokens.add(batch, fields)
+    return metrics.take(ALONE)
+
+
+def loop_deciles(batch, value_N):
+    """Deciles by sorting each response on its own."""
+    found = {}
+    for row in range(len(batch.rows)):
+        mine = [n for n in range(len(value_N)) if batch.row_N[n] == row and batch.keep_N[n]]
+        ranked = sorted(mine, key=lambda n: (float(value_N[n]), n))
+        found |= {n: 10 * rank // len(mine) for rank, n in enumerate(ranked)}
+    return found
+
+
+@pytest.mark.parametrize("skip", [0, 2])
+def test_deciles_are_those_of_each_response(skip):
+    batch = make_batch([23, 4, 41], [True, False, None], skip=skip)
+    entropy_N = torch.rand(len(batch.keep_N)).round(decimals=1)  # with ties
+    deciles = entropy_deciles(entropy_N, batch)
+    expected = loop_deciles(batch, entropy_N)
+    for n, decile in enumerate(deciles.tolist()):
+        assert decile == expected.get(n, 10)
+
+
+def test_values_are_those_of_a_loop_over_tokens():
+    batches = [make_batch([12, 30], [True, False]), make_batch([25], [None], skip=3, seed=1)]
+    stats = [make_stats(batch, seed) for seed, batch in enumerate(batches)]
+    sums: dict[str, list[float]] = {}
+
+    def note(name, value):
+        sums.setdefault(name, []).append(float(value))
+
+    for batch, fields in zip(batches, stats, strict=True):
+        low, high = (loop_deciles(batch, fields[f"{who}entropy"]) for who in ("", "teacher_"))
+        ids = [token for row in batch.rows for token in row.response_ids]
+        for n in range(len(ids)):
+            if not batch.keep_N[n]:
+                continue
+            gap = fields["teacher_logp"][n] - fields["logp"][n]
+            kind = KINDS[token_kind(WORDS[ids[n] % len(WORDS)])]
+            verdict = batch.rows[batch.row_N[n]].rollout.success
+            note("gap", gap)
+            note("gap_abs", abs(gap))
+            note("gap_negative_share", gap < 0)
+            note("push_share", fields["direction"][n] < 0)
+            note(f"kl_{kind}", fields["kl_teacher_student"][n])
+            note(f"gap_abs_{kind}", abs(gap))
+            for name in KINDS:
+                note(f"{name}_share", name == kind)
+            if verdict is not None:
+                note(f"gap_{'correct' if verdict else 'wrong'}", gap)
+                note(f"gap_negative_share_{'correct' if verdict else 'wrong'}", gap < 0)
+            if low[n] >= 8:
+                note("entropy_top20", fields["entropy"][n])
+            if high[n] >= 8:
+                note("teacher_entropy_top20", fields["teacher_entropy"][n])
+            note(f"gap_by_entropy_decile {low[n]}", gap)
+            note(f"direction_by_entropy_decile {low[n]}", fields["direction"][n])
+    values = taken(batches, stats)
+    for name, entries in sums.items():
+        key, _, at = name.partition(" ")
+        found = values[key][int(at)] if at else values[key]
+        assert found == pytest.approx(sum(entries) / len(entries), rel=1e-5), name
+    assert values["num_tokens"] == len(sums["gap"]) == 64
+    means = values["entropy_by_entropy_decile"]
+    assert means == sorted(means)
+
+
+def test_micro_batches_do_not_change_the_result():
+    whole = make_batch([12, 30], [True, False])
+    fields = make_stats(whole)
+    first = {name: value[:12] for name, value in fields.items()}
+    second = {name: value[12:] for name, value in fields.items()}
+    parts = [collate([row], 0, torch.device("cpu"), with_teacher=False) for row in whole.rows]
+    split = taken(parts, [type(fields)(first), type(fields)(second)])
+    for name, value in taken([whole], [fields]).items():
+        if value is None:
+            assert split[name] is None
+        else:
+            assert split[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_without_teacher_and_gate_their_values_are_none():
+    batch = make_batch([20], [True])
+    fields = make_stats(batch)
+    values = taken([batch], [type(fields)(logp=fields["logp"], entropy=fields["entropy"])])
+    for name in ("gap", "gap_correct", "kl_math", "teacher_entropy_top20", "push_share"):
+        assert values[name] is None
+    assert values["gap_by_entropy_decile"] is None
+    assert values["direction_by_entropy_decile"] is None
+    assert values["entropy_top20"] > values["entropy"]
+    assert values["math_share"] is not None
+
+
+def test_left_out_tokens_may_hold_anything():
+    batch = make_batch([20], [True], skip=5)
+    fields = make_stats(batch)
+    spoiled = {n: torch.where(batch.keep_N, v, torch.nan) for n, v in fields.items()}
+    assert taken([batch], [type(fields)(spoiled)]) == taken([batch], [fields])
+
+
+def test_unjudged_rollouts_are_neither_correct_nor_wrong():
+    masks = by_verdict(make_batch([2, 3, 4], [True, None, False]))
+    assert masks["correct"].tolist() == [True] * 2 + [False] * 7
+    assert masks["wrong"].tolist() == [False] * 5 + [True] * 4
