@@ -9,7 +9,20 @@ A recipe goes into the engine like this:
 
 # Importing a recipe's module is what registers it.
 from sdkernels.gates import gap_scale
-from sdkernels.recipes import dasd, distill_sampled, gkd, grpo, nll, opsd, sdft, sdpo
+from sdkernels.recipes import (
+    cepo,
+    dasd,
+    distill_sampled,
+    gkd,
+    grpo,
+    nll,
+    opsd,
+    rlcsd,
+    rlrt,
+    rlsd,
+    sdft,
+    sdpo,
+)
 from sdkernels.recipes.inputs import aggregate, group_advantages, skip_first_tokens
 from sdkernels.recipes.registry import Recipe, get, names, register, table
 
@@ -24,12 +37,16 @@ __all__ = [
     "skip_first_tokens",
     "table",
     # the modules of the recipes
+    "cepo",
     "dasd",
     "distill_sampled",
     "gkd",
     "grpo",
     "nll",
     "opsd",
+    "rlcsd",
+    "rlrt",
+    "rlsd",
     "sdft",
     "sdpo",
 ]

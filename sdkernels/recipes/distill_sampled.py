@@ -40,4 +40,6 @@ def distill_sampled(*, coef: float, gap_clip: float) -> Body:
         adv = coef * sampled_gap(s, old_logp, gap_clip)
         return -policy_ratio(s.logp, old_logp) * adv
 
-    return Body(per_token, needs=frozenset({"teacher", "old_logp"}))
+    return Body(
+        per_token, needs=frozenset({"teacher", "old_logp"}), optional=frozenset({"old_logp"})
+    )

@@ -59,7 +59,12 @@ def grpo(
         return loss + kl_weight * penalty
 
     needs = {"rewards", "group", "old_logp"} | ({"teacher"} if kl_weight else set())
-    return Body(per_token, needs=frozenset(needs), inputs=frozenset({"adv"}))
+    return Body(
+        per_token,
+        needs=frozenset(needs),
+        inputs=frozenset({"adv"}),
+        optional=frozenset({"old_logp"}),
+    )
 
 
 def _k3(s: Any) -> Tensor:

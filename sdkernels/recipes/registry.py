@@ -22,12 +22,24 @@ LossFn = Callable[[Any, Any], Tensor]
 # What a recipe may need from a trainer. `old_logp` is used where it is given; a recipe that lists
 # it takes its absence to mean that the rollouts come from the current policy.
 NEEDS = ("teacher", "rewards", "group", "old_logp", "gate")
+# Those of a recipe that adds a teacher to a verifier's advantage.
+ANCHORED = frozenset({"teacher", "rewards", "group", "old_logp"})
 
 HOW_TO_MAKE = {
     "weight": "sd.recipes.aggregate(mask_BL, ...)",
     "adv": "sd.recipes.group_advantages(rewards), one value repeated over the tokens of a sequence",
     "success": "1 where the sequence was verified correct, else 0",
     "gap_scale": "sd.recipes.gap_scale(teacher_logp_BL - logp_BL, mask_BL)",
+    "second_teacher_logp": "log-prob of the sampled token under the contrasting teacher (a mean of "
+    "several: logsumexp_k - log K), NaN in sequences that have none",
+}
+
+# Per-token inputs that a recipe may read and what their absence means. `recipes.inputs` has more.
+OPTIONAL = {
+    "old_logp": "log-prob under the policy that sampled; without it: the current policy sampled",
+    "signal": "1 where the teacher saw a context, else 0; without it: everywhere",
+    "strength": "factor in [0, 1] that a schedule or gate puts on this step; without it: 1",
+    "batch_mean": "mean of recipe.batch_quantity over the batch; without it: not normalised",
 }
 
 
@@ -38,14 +50,29 @@ class Body:
     Attributes:
         per_token: `(s, tok) -> [C]`, not yet weighted.
         needs: subset of `NEEDS`.
-        inputs: the per-token tensors it reads besides `weight` and the optional `old_logp`.
+        inputs: the per-token tensors it cannot do without, besides `weight`.
+        optional: those of `OPTIONAL` that it reads where they are given.
         engine: the keywords that `token_loss` needs for the statistics it reads.
+        schedule: optimiser step (from 0) -> `strength`; None: constant.
+        batch_quantity: `(s, tok) -> (value [C], which tokens count [C])`; its mean over all tokens
+            of an optimisation step is `batch_mean`. It reads statistics of the teacher only.
+        anchored: sequences for which the teacher has no context keep their verifier's advantage
+            (`signal` 0) instead of being left out.
+        skips_failed_groups: groups without any success are left out.
+        context: name and settings of the context that the source trains with, where the recipe
+            makes little sense with another.
     """
 
     per_token: LossFn
     needs: frozenset[str] = frozenset()
     inputs: frozenset[str] = frozenset()
     engine: dict[str, Any] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    schedule: Callable[[int], float] | None = None
+    batch_quantity: Callable[[Any, Any], tuple[Tensor, Tensor]] | None = None
+    anchored: bool = False
+    skips_failed_groups: bool = False
+    context: tuple[str, dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,11 +84,14 @@ class Recipe:
         loss_fn: `(s, tok) -> [C]` for `token_loss`, already multiplied by `tok.weight`.
         engine: keywords for `token_loss`, such as `{"jsd_beta": 0.5}`.
         needs: what a trainer must provide, a subset of `NEEDS`.
-        inputs: the names that must be in `tokens=`; `old_logp` is used where it is there.
+        inputs: the names that must be in `tokens=`.
+        optional: names that may be in `tokens=`; what their absence means stands in `OPTIONAL`.
         config: the settings in force; None for one that has no effect in this configuration.
         defaults: the settings' defaults.
         summary: one line.
         source: where the formula and the defaults come from.
+        schedule, batch_quantity, anchored, skips_failed_groups, context: what a trainer has to
+            know; see `Body`.
     """
 
     name: str
@@ -69,10 +99,16 @@ class Recipe:
     engine: dict[str, Any]
     needs: frozenset[str]
     inputs: frozenset[str]
+    optional: frozenset[str]
     config: dict[str, Any]
     defaults: dict[str, Any]
     summary: str
     source: str
+    schedule: Callable[[int], float] | None
+    batch_quantity: Callable[[Any, Any], tuple[Tensor, Tensor]] | None
+    anchored: bool
+    skips_failed_groups: bool
+    context: tuple[str, dict[str, Any]] | None
 
 
 @dataclass(frozen=True)
@@ -123,10 +159,16 @@ def get(name: str, **cfg: Any) -> Recipe:
         engine=dict(body.engine),
         needs=body.needs,
         inputs=inputs,
+        optional=body.optional,
         config=config,
         defaults=entry.defaults,
         summary=entry.summary,
         source=entry.source,
+        schedule=body.schedule,
+        batch_quantity=body.batch_quantity,
+        anchored=body.anchored,
+        skips_failed_groups=body.skips_failed_groups,
+        context=body.context,
     )
 
 
@@ -138,8 +180,8 @@ def names() -> list[str]:
 def table() -> list[dict[str, Any]]:
     """One row a recipe for `sdkernels recipes`.
 
-    Keys: `name`, `summary`, `source`, `needs`, `inputs`, and `settings`, a list of `name`,
-    `default`, `accepts` and `doc` (meaning and unit).
+    Keys: `name`, `summary`, `source`, `needs`, `inputs`, `optional`, and `settings`, a list of
+    `name`, `default`, `accepts` and `doc` (meaning and unit).
     """
     rows = []
     for name in names():
@@ -151,6 +193,7 @@ def table() -> list[dict[str, Any]]:
                 "summary": entry.summary,
                 "needs": [need for need in NEEDS if need in recipe.needs],
                 "inputs": sorted(recipe.inputs),
+                "optional": [key for key in OPTIONAL if key in recipe.optional],
                 "settings": [
                     {"name": key, "default": s.default, "accepts": s.accepted, "doc": s.doc}
                     for key, s in entry.settings.items()

@@ -81,7 +81,7 @@ def number(
 
 
 def integer(
-    default: int,
+    default: int | None,
     doc: str,
     *,
     low: int,

@@ -81,7 +81,11 @@ def make_world(*, sharpness: float = 1.5, seed: int = 0) -> World:
         "gap_scale": torch.full((C,), 0.9, dtype=torch.float64),
         "tau": torch.full((C,), 2.2, dtype=torch.float64),
         "sigma": torch.full((C,), 0.4, dtype=torch.float64),
+        "second_teacher_logp": world.at_y((sharpness * normal(C, V)).log_softmax(-1)),
     }
+    # Two tokens whose sequence has no second teacher: said outright, and as log of an empty mean.
+    world.tokens["second_teacher_logp"][7] = math.nan
+    world.tokens["second_teacher_logp"][8] = -math.inf
     return world
 
 
