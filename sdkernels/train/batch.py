@@ -24,7 +24,8 @@ class Row:
     needed.
 
     `weights` are the per-token weights of the aggregation over the whole optimisation step, 0 where
-    a token is left out.
+    a token is left out. `old_logp` and `entropy` `[L]` (nats, float32, CPU) are those of the policy
+    that sampled, where later steps need them; `sampler_logp` is what the sampler itself gave.
     """
 
     example: Example
@@ -35,6 +36,9 @@ class Row:
     advantage: float = 0.0
     weights: list[float] = field(default_factory=list)
     counts: list[bool] = field(default_factory=list)
+    old_logp: Tensor | None = None
+    entropy: Tensor | None = None
+    sampler_logp: Tensor | None = None
 
     @property
     def response_ids(self) -> list[int]:
@@ -82,6 +86,9 @@ class MicroBatch:
     advantage_N: Tensor
     success_N: Tensor
     longest: int
+    old_logp_N: Tensor | None = None
+    entropy_N: Tensor | None = None
+    sampler_logp_N: Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -125,6 +132,12 @@ def collate(
             [v for v, n in zip(values, lengths, strict=True) for _ in range(n)], torch.float32
         )
 
+    def recorded(name: str) -> Tensor | None:
+        values = [getattr(row, name) for row in used]
+        if all(value is None for value in values):
+            return None
+        return torch.cat(values).to(device)
+
     return MicroBatch(
         rows=used,
         student=student,
@@ -137,6 +150,9 @@ def collate(
         advantage_N=repeated([row.advantage for row in used]),
         success_N=repeated([float(bool(row.rollout.success)) for row in used]),
         longest=max(lengths),
+        old_logp_N=recorded("old_logp"),
+        entropy_N=recorded("entropy"),
+        sampler_logp_N=recorded("sampler_logp"),
     )
 
 

@@ -158,6 +158,17 @@ class SelfDistillConfig(TrainingArguments):
     generation_kwargs: dict | str | None = _setting(
         None, "More settings of transformers' GenerationConfig."
     )
+    steps_per_generation: int | None = _setting(
+        None,
+        "Micro-batches whose prompts are rolled out at once; a multiple of "
+        "gradient_accumulation_steps, which is what None means. More: several optimiser steps per "
+        "batch of rollouts, the later ones off-policy.",
+    )
+    num_iterations: int = _setting(
+        1,
+        "Passes over each batch of rollouts (mu of GRPO); from the second optimiser step on, "
+        "importance ratios and their clips act.",
+    )
     mask_truncated_completions: bool = _setting(
         False, "Leave rollouts that hit max_completion_length out of the loss."
     )
@@ -316,6 +327,7 @@ class SelfDistillConfig(TrainingArguments):
     def _check_ranges(self) -> None:
         for name, low in (
             ("num_generations", 1),
+            ("num_iterations", 1),
             ("max_prompt_length", 1),
             ("max_completion_length", 1),
             ("per_device_train_batch_size", 1),
@@ -360,6 +372,15 @@ class SelfDistillConfig(TrainingArguments):
             )
 
     def _check_combinations(self) -> None:
+        each = self.gradient_accumulation_steps
+        if self.steps_per_generation is not None and (
+            self.steps_per_generation < each or self.steps_per_generation % each
+        ):
+            raise ValueError(
+                f"steps_per_generation={self.steps_per_generation}: expected a multiple of "
+                f"gradient_accumulation_steps={each}, so that a batch of rollouts makes whole "
+                f"optimiser steps; e.g. {2 * each} for two of them"
+            )
         if self.teacher_model_kind == "external" and not self.teacher_model_name_or_path:
             raise ValueError(
                 "teacher_model_kind='external' needs teacher_model_name_or_path, the model to load"
@@ -389,6 +410,17 @@ class SelfDistillConfig(TrainingArguments):
     def mapping(self, name: str) -> dict[str, Any]:
         """One of the `*_args` and `*_kwargs` settings as a mapping, empty if it is not set."""
         return dict(getattr(self, name) or {})
+
+    @property
+    def steps_per_rollout_pass(self) -> int:
+        """Optimiser steps in one pass over a batch of rollouts."""
+        each = self.gradient_accumulation_steps
+        return (self.steps_per_generation or each) // each
+
+    @property
+    def is_off_policy(self) -> bool:
+        """Whether a batch of rollouts serves several optimiser steps."""
+        return self.steps_per_rollout_pass * self.num_iterations > 1
 
     @property
     def label(self) -> str:

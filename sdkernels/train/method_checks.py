@@ -10,7 +10,8 @@ from sdkernels.train.config import SelfDistillConfig
 
 logger = logging.getLogger(__name__)
 
-# They act on the ratio of the policy to the one that sampled, and that ratio is 1 here.
+# They act on the ratio of the policy to the one that sampled, which is 1 in the first step on a
+# batch of rollouts.
 RATIO_SETTINGS = ("is_clip", "clip_low", "clip_high", "dual_clip")
 
 
@@ -48,6 +49,13 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
                     "asks no critic; leave it out"
                 )
     _log_idle_ratios(config)
+    if config.is_off_policy and "old_logp" not in recipe.needs:
+        logger.warning(
+            "recipe %s has no importance ratio: of the %d optimiser steps on each batch of "
+            "rollouts, all but the first train on samples of older weights as if they were new",
+            recipe.name,
+            config.steps_per_rollout_pass * config.num_iterations,
+        )
 
 
 def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
@@ -65,9 +73,9 @@ def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
 
 def _log_idle_ratios(config: SelfDistillConfig) -> None:
     idle = [name for name in config.mapping("recipe_args") if name in RATIO_SETTINGS]
-    if idle:
+    if idle and not config.is_off_policy:
         logger.warning(
             "recipe_args %s: one optimiser step is made per batch of rollouts, so the importance "
-            "ratio is 1 and this never acts",
+            "ratio is 1 and this never acts; num_iterations or steps_per_generation makes several",
             ", ".join(idle),
         )

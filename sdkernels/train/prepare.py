@@ -111,7 +111,6 @@ class StepBuilder:
         step: int,
         rank: int,
         timers: Timers,
-        metrics: StepMetrics,
     ) -> list[Row]:
         """Rows of all examples, `num_generations` in a row for each; weights are not set yet."""
         prompts_ids = [self.student.ids(example.prompt) for example in examples]
@@ -123,7 +122,7 @@ class StepBuilder:
                 seed=derived_seed(self.config.seed, "rollout", step, rank),
             )
             rows = [
-                Row(example, self._rollout(example, index, sample), ids)
+                self._row(example, index, sample, ids)
                 for example, ids, group in zip(examples, prompts_ids, groups, strict=True)
                 for index, sample in enumerate(group)
             ]
@@ -131,13 +130,16 @@ class StepBuilder:
         with timers.section("context"):
             if self.needs_teacher:
                 self._set_teacher_prompts(rows)
+        return rows
+
+    def count(self, rows: Sequence[Row], metrics: StepMetrics) -> None:
+        """Add the rows' rewards, lengths and markers to the numbers of the step."""
         add_rollout_metrics(
             metrics,
             rows,
             group_size=self.config.num_generations,
             with_signal=self.needs_teacher,
         )
-        return rows
 
     def mask(self, rows: Sequence[Row]) -> Tensor:
         """Which response tokens count, bool `[B, L]`."""
@@ -159,6 +161,13 @@ class StepBuilder:
     def weigh(self, rows: Sequence[Row], mask_BL: Tensor, num_items: int | float) -> None:
         """Set the rows' weights for a denominator over the whole optimisation step."""
         set_weights(rows, mask_BL, recipes.aggregate(mask_BL, self.config.aggregation, num_items))
+
+    def _row(self, example: Example, index: int, sample: Sample, prompt_ids: list[int]) -> Row:
+        row = Row(example, self._rollout(example, index, sample), prompt_ids)
+        if sample.logprobs is not None:
+            row.sampler_logp = torch.tensor(sample.logprobs, dtype=torch.float32)
+            row.old_logp = row.sampler_logp
+        return row
 
     def _rollout(self, example: Example, index: int, sample: Sample) -> Rollout:
         rollout = Rollout(

@@ -50,6 +50,12 @@ class ResumableTrainer(Trainer):
     def load_teacher_state(self, state: dict[str, torch.Tensor]) -> None:
         """Take over what `teacher_state` gave."""
 
+    def save_rollouts(self, folder: Path) -> None:
+        """Write what the next steps need of rollouts that are under way; on every rank."""
+
+    def load_rollouts(self, folder: Path | None) -> None:
+        """Take over what `save_rollouts` wrote; None: start without."""
+
     def abandon_if_asked(self) -> None:
         """Drop the step in progress after Ctrl-C; several ranks stop together, at its end."""
         if self.accelerator.num_processes == 1:
@@ -74,6 +80,7 @@ class ResumableTrainer(Trainer):
         self._clean(folder, resume)
         if resume is not None:
             self.load_teacher_state(checkpoint.load_teacher(resume))
+        self.load_rollouts(resume)
         with self.stop:
             try:
                 output = super().train(
@@ -113,6 +120,8 @@ class ResumableTrainer(Trainer):
             if self.args.should_save:
                 checkpoint.save_teacher(folder, self.teacher_state())
                 torch.save(self.args, folder / "training_args.bin")
+            self.accelerator.wait_for_everyone()
+            self.save_rollouts(folder)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoint.mark_complete(folder, self.state.global_step)

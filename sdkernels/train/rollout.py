@@ -33,12 +33,13 @@ class Sampling:
 @dataclass(frozen=True)
 class Sample:
     """One response: its exact token ids (a final end-of-turn id included), its text without special
-    tokens.
+    tokens, and the log-probs the sampler gave for the ids (nats), if it was asked for them.
     """
 
     token_ids: list[int]
     text: str
     truncated: bool
+    logprobs: list[float] | None = None
 
 
 class RolloutBackend(Protocol):

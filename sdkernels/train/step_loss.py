@@ -98,13 +98,14 @@ class StepLoss:
                 "adv": batch.advantage_N,
                 "success": batch.success_N,
             }
+            if "old_logp" in self.recipe.needs and batch.old_logp_N is not None:
+                tokens["old_logp"] = batch.old_logp_N
             gate = None if thresholds is None else thresholds.gate
             if self._needs_statistics_first(thresholds):
                 before = self._statistics(hidden_ND, head, batch, teacher)
                 mask_BL = batch.unpack(batch.keep_N)
                 if self.gate is not None and gate is None:
-                    bound = self.gate.bind(batch.unpack(before.entropy), mask_BL)
-                    gate = Thresholds.packed(bound, batch).gate
+                    gate = self.thresholds(batch, before.entropy).gate
                 if "gap_scale" in self.recipe.inputs:
                     gap_BL = batch.unpack(before.teacher_logp - before.logp)
                     tokens["gap_scale"] = batch.pack(recipes.gap_scale(gap_BL, mask_BL))
@@ -115,19 +116,28 @@ class StepLoss:
                 targets=batch.target_N,
                 teacher=teacher,
                 tokens={
-                    name: value for name, value in tokens.items() if name in self.recipe.inputs
+                    name: value
+                    for name, value in tokens.items()
+                    if name in self.recipe.inputs | {"old_logp"}
                 },
                 mask=batch.keep_N,
                 gate=gate,
                 **self.engine_settings,
             )
 
-    def entropies(self, model: Any, batch: MicroBatch) -> Tensor:
-        """Student entropies of a micro-batch as `[B, L]`, without gradient."""
+    def statistics(self, model: Any, batch: MicroBatch) -> TokenStats:
+        """The student's log-probs and entropies of a micro-batch's tokens `[N]`, without
+        gradient.
+        """
         with torch.no_grad():
             hidden_ND = hidden_states(model, batch.student)
-            stats = self._statistics(hidden_ND, self._head(model), batch, None)
-            return batch.unpack(stats.entropy)
+            return self._statistics(hidden_ND, self._head(model), batch, None)
+
+    def thresholds(self, batch: MicroBatch, entropy_N: Tensor) -> Thresholds:
+        """The gate's thresholds for a micro-batch by itself, from its tokens' entropies."""
+        assert self.gate is not None
+        bound = self.gate.bind(batch.unpack(entropy_N), batch.unpack(batch.keep_N))
+        return Thresholds.packed(bound, batch)
 
     def _teacher_side(self, batch: MicroBatch, timers: Timers) -> HiddenTeacher | None:
         if self.teacher is None or batch.teacher is None:

@@ -52,6 +52,11 @@ MEANS = (
     "markers_published_per_response",
     "markers_published_per_1k",
     "markers_published_per_word",
+    "policy_drift",
+    "clip_low_share",
+    "clip_high_share",
+    "is_clip_share",
+    "sampler_gap_abs",
 )
 SUMS = ("num_tokens", "marker_count")
 DECILES = 10

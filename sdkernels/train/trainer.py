@@ -1,27 +1,24 @@
 """`SelfDistillTrainer`: transformers' Trainer with rollouts, teacher prompts and the fused loss.
 
-One optimisation step: all its prompts are rolled out, judged and given their teacher prompts at
-once, so that what is sampled does not depend on gradient accumulation; then each micro-batch runs
-the trunks and the loss. The lm_head is never
-applied by the model: the engine does it, without a `[tokens, vocab]` tensor.
+`RolloutTrainer` feeds the steps; here each micro-batch runs the trunks and the loss. The lm_head is
+never applied by the model: the engine does it, without a `[tokens, vocab]` tensor.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import TrainerCallback
 
 from sdkernels import contexts, recipes
 from sdkernels.contexts import Example, Services
 from sdkernels.engine import TokenStats
-from sdkernels.train.batch import MicroBatch, Row, collate
+from sdkernels.train.batch import MicroBatch, Row
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.evaluation import evaluate
 from sdkernels.train.forward import run_inside_forward
@@ -29,24 +26,25 @@ from sdkernels.train.hooks import StepHooks, use_compact_progress
 from sdkernels.train.interrupt import StopRequest
 from sdkernels.train.loading import context_window
 from sdkernels.train.method_checks import check_method
+from sdkernels.train.policy_passes import PolicyPasses
 from sdkernels.train.prepare import StepBuilder, context_limit, sampling_of_evaluation
+from sdkernels.train.ratio_metrics import add_ratio_metrics
 from sdkernels.train.records import (
     METRICS_FILE,
     TOKENS_FILE,
     JsonLines,
-    pick_rows,
     row_columns,
     token_record,
 )
-from sdkernels.train.resumable import ResumableTrainer
 from sdkernels.train.rollout import RolloutBackend, TransformersRollout
-from sdkernels.train.step_loss import StepLoss, Thresholds, make_gate
+from sdkernels.train.rollout_trainer import RolloutTrainer
+from sdkernels.train.step_loss import StepLoss, make_gate
 from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
 from sdkernels.train.teacher import TeacherWeights
 from sdkernels.train.token_metrics import TokenMetrics
 
 
-class SelfDistillTrainer(ResumableTrainer):
+class SelfDistillTrainer(RolloutTrainer):
     """Train a causal language model on its own rollouts against a teacher that sees more.
 
     Args:
@@ -104,6 +102,8 @@ class SelfDistillTrainer(ResumableTrainer):
         )
         self.builder.check(train_dataset)
         self.step_loss = StepLoss(args, recipe, make_gate(args, recipe), self.teacher)
+        self.passes = PolicyPasses(self.step_loss, self._without_gradient, self._collate)
+        self.with_teacher = self.teacher is not None
         super().__init__(
             model=model,
             args=args,
@@ -151,50 +151,6 @@ class SelfDistillTrainer(ResumableTrainer):
 
     # --- one optimisation step --------------------------------------------------------------------
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[list[Example]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], int | float]:
-        """Fetch the prompts of the whole step and make its micro-batches; called once per
-        optimisation step.
-        """
-        self.begin_step()
-        prompts = [
-            examples for _, examples in zip(range(num_batches), epoch_iterator, strict=False)
-        ]
-        examples = [example for batch in prompts for example in batch]
-        if not examples:
-            return [], 0
-        rows = self.builder.build(
-            examples,
-            step=self.state.global_step,
-            rank=self.args.process_index,
-            timers=self.timers,
-            metrics=self.metrics,
-        )
-        self.abandon_if_asked()
-        mask_BL = self.builder.mask(rows)
-        num_items = self._over_ranks(self.builder.num_items(mask_BL))
-        self.builder.weigh(rows, mask_BL, num_items)
-        self._shown = self._rows_to_show(rows)
-        batches, start = [], 0
-        for group in prompts:
-            end = start + len(group) * self.args.num_generations
-            batches.append(
-                collate(
-                    rows[start:end],
-                    self.processing_class.pad_token_id,
-                    device,
-                    with_teacher=self.teacher is not None,
-                )
-            )
-            start = end
-        thresholds = self._thresholds_of_step(batches)
-        inputs = [
-            {"input_ids": batch.student.input_ids, "micro_batch": batch, "thresholds": threshold}
-            for batch, threshold in zip(batches, thresholds, strict=True)
-        ]
-        return inputs, num_items
-
     def compute_loss(
         self,
         model: Any,
@@ -213,6 +169,13 @@ class SelfDistillTrainer(ResumableTrainer):
 
         loss, stats = run_inside_forward(model, self.unwrapped, loss_of_batch)
         self.token_metrics.add(batch, stats)
+        add_ratio_metrics(
+            self.metrics,
+            batch,
+            stats,
+            self.builder.recipe,
+            fresh=self.rollouts is not None and self.rollouts.first_step == self.state.global_step,
+        )
         self._write_tokens(batch, stats)
         if self.args.average_tokens_across_devices:
             # Gradients are averaged over ranks, the weights are those of the sum.
@@ -226,46 +189,20 @@ class SelfDistillTrainer(ResumableTrainer):
         self.timers.stop("backward")
         return loss
 
-    def _over_ranks(self, count: int) -> int | float:
-        if self.accelerator.num_processes == 1 or not self.args.average_tokens_across_devices:
-            return count
-        total = self.accelerator.reduce(
-            torch.tensor(count, device=self.args.device), reduction="sum"
-        )
-        return int(total)
+    def _without_gradient(self, function: Callable[[Any], Any]) -> Any:
+        """`function` of the student, inside its wrappers' forward, in eval mode."""
 
-    def _thresholds_of_step(self, batches: list[MicroBatch]) -> list[Thresholds | None]:
-        """Thresholds of a gate over the whole step, from a pass without gradient; otherwise None
-        for each batch.
-        """
-        gate = self.step_loss.gate
-        if gate is None or not self.step_loss.gate_spans_step:
-            return [None] * len(batches)
-        with self.timers.section("student_forward"):
-            entropies = [self._entropies(batch) for batch in batches]
-        width = max(entropy.shape[1] for entropy in entropies)
-
-        def stack(parts: list[Tensor]) -> Tensor:
-            return torch.cat([pad(part, (0, width - part.shape[1])) for part in parts])
-
-        bound = gate.bind(
-            stack(entropies), stack([batch.unpack(batch.keep_N) for batch in batches])
-        )
-        thresholds: list[Thresholds | None] = []
-        start = 0
-        for batch, entropy in zip(batches, entropies, strict=True):
-            rows = slice(start, start + entropy.shape[0])
-            thresholds.append(Thresholds.packed(bound, batch, rows))
-            start = rows.stop
-        return thresholds
-
-    def _entropies(self, batch: MicroBatch) -> Tensor:
-        def entropies() -> Tensor:
+        def inside() -> Any:
             with self.accelerator.autocast():
-                return self.step_loss.entropies(self.unwrapped, batch)
+                return function(self.unwrapped)
 
-        with torch.no_grad():
-            return run_inside_forward(self.model_wrapped, self.unwrapped, entropies)
+        was_training = self.unwrapped.training
+        self.unwrapped.eval()
+        try:
+            with torch.no_grad():
+                return run_inside_forward(self.model_wrapped, self.unwrapped, inside)
+        finally:
+            self.unwrapped.train(was_training)
 
     # --- evaluation, checkpoints ------------------------------------------------------------------
 
@@ -352,12 +289,6 @@ class SelfDistillTrainer(ResumableTrainer):
             "peak_memory_bytes": peak_memory_bytes(),
             "seconds": seconds,
         }
-
-    def _rows_to_show(self, rows: list[Row]) -> list[Row]:
-        due = self.state.global_step % self.args.dump_tokens_steps == 0
-        return (
-            pick_rows(rows, self.args.dump_tokens) if due and self.is_world_process_zero() else []
-        )
 
     def _write_tokens(self, batch: MicroBatch, stats: TokenStats) -> None:
         for row in self._shown:

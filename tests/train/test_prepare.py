@@ -56,8 +56,8 @@ def build(make_config, tokenizer):
             step=3,
             rank=1,
             timers=Timers(torch.device("cpu")),
-            metrics=metrics,
         )
+        builder.count(rows, metrics)
         from types import SimpleNamespace
 
         return builder, rows, metrics.take(SimpleNamespace(num_processes=1))
@@ -105,7 +105,7 @@ def test_examples_without_answer_are_not_judged(build, make_problems):
 
 def test_seeds_differ_by_step_and_rank(build, make_problems):
     builder, _, _ = build(make_problems(1), ["a", "b"])
-    settings = {"timers": Timers(torch.device("cpu")), "metrics": StepMetrics()}
+    settings = {"timers": Timers(torch.device("cpu"))}
     for step, rank in ((3, 1), (4, 1), (3, 0)):
         builder.build(make_problems(1), step=step, rank=rank, **settings)
     seeds = builder.backend.seeds
