@@ -22,6 +22,11 @@ from sdkernels.train.config import SelfDistillConfig
         ({"rollout_backend": "vllm"}, "expected one of transformers, server"),
         ({"aggregation": "mean"}, "expected one of token_mean, sequence_mean"),
         ({"num_generations": 0}, "expected a whole number of at least 1"),
+        ({"num_iterations": 0}, "num_iterations=0: expected a whole number of at least 1"),
+        (
+            {"steps_per_generation": 3, "gradient_accumulation_steps": 2},
+            "expected a multiple of gradient_accumulation_steps=2",
+        ),
         ({"temperature": 0.0}, "expected a number above 0"),
         ({"top_p": 0.0}, "top_p"),
         ({"top_k": -1}, "top_k"),

@@ -69,4 +69,14 @@ def test_settings_of_the_importance_ratio_are_named_as_idle(tmp_path, caplog):
     assert "is_clip" in caplog.text
     caplog.clear()
     check(tmp_path, recipe="sdpo", recipe_args={"alpha": 1.0})
+    check(tmp_path, recipe="sdpo", recipe_args={"is_clip": 1.5}, num_iterations=2)
+    assert not caplog.text
+
+
+def test_recipes_without_a_ratio_are_named_where_rollouts_are_used_again(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(tmp_path, recipe="sdft", steps_per_generation=3, num_iterations=2)
+    assert "sdft has no importance ratio: of the 6 optimiser steps" in caplog.text
+    caplog.clear()
+    check(tmp_path, recipe="grpo", num_iterations=2)
     assert not caplog.text
