@@ -8,7 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sdkernels.contexts.compose import count_tokens
-from sdkernels.contexts.types import Context, Example, Message, Rollout, Services
+from sdkernels.contexts.types import (
+    Context,
+    Example,
+    Message,
+    Rollout,
+    Services,
+    TeacherPrompt,
+    needs_writer,
+    written,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +40,24 @@ def build_batch(
     rollouts: Sequence[Rollout],
     services: Services | None = None,
 ) -> list[list[Message] | None]:
-    """The teacher's messages of every rollout, None where it gets no signal.
+    """The messages alone of what `build_prompts` makes."""
+    prompts = build_prompts(context, examples, rollouts, services)
+    return [None if prompt is None else prompt.messages for prompt in prompts]
 
-    `examples[i]` is the problem of `rollouts[i]`; rollouts with the same `example_id` are a group.
-    A context that asks a critic asks it once for the whole batch.
+
+def build_prompts(
+    context: Context,
+    examples: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    services: Services | None = None,
+    *,
+    group_size: int | None = None,
+) -> list[TeacherPrompt | None]:
+    """The teacher's prompt of every rollout, None where it gets no signal.
+
+    `examples[i]` is the problem of `rollouts[i]`. A group are the rollouts with the same
+    `example_id`, or with `group_size` that many in a row, so that a problem may come twice. A
+    context that asks a critic or a writer asks it once for the whole batch.
     """
     if len(examples) != len(rollouts):
         raise ValueError(
@@ -42,18 +65,54 @@ def build_batch(
             f"got {len(examples)} and {len(rollouts)}"
         )
     services = services or Services()
-    groups: dict[str, list[Rollout]] = defaultdict(list)
-    for rollout in rollouts:
-        groups[rollout.example_id].append(rollout)
+    groups = _groups(rollouts, group_size)
+    if context.ask is not None:
+        return _written_prompts(context, examples, rollouts, groups, services)
     if context.generates and services.critic is not None:
         critiques = services.critic.critique(list(zip(examples, rollouts, strict=True)))
-        _log_unanswered(rollouts, critiques)
+        _log_unanswered("critic", rollouts, critiques)
         answers = dict(zip(map(id, rollouts), critiques, strict=True))
         # `replace` keeps the same `counts`, so that the caller sees what is counted.
         services = replace(services, critic=_Answered(answers))
     return [
-        context(example, rollout, groups[rollout.example_id], services)
-        for example, rollout in zip(examples, rollouts, strict=True)
+        context.prompt(example, rollout, group, services)
+        for example, rollout, group in zip(examples, rollouts, groups, strict=True)
+    ]
+
+
+def _groups(rollouts: Sequence[Rollout], size: int | None) -> list[list[Rollout]]:
+    """The group of every rollout."""
+    if size is not None:
+        if size < 1 or len(rollouts) % size:
+            raise ValueError(
+                f"group_size must divide the {len(rollouts)} rollouts into whole groups, got {size}"
+            )
+        slices = [list(rollouts[i : i + size]) for i in range(0, len(rollouts), size)]
+        return [slices[i // size] for i in range(len(rollouts))]
+    groups: dict[str, list[Rollout]] = defaultdict(list)
+    for rollout in rollouts:
+        groups[rollout.example_id].append(rollout)
+    return [groups[rollout.example_id] for rollout in rollouts]
+
+
+def _written_prompts(
+    context: Context,
+    examples: Sequence[Example],
+    rollouts: Sequence[Rollout],
+    groups: Sequence[Sequence[Rollout]],
+    services: Services,
+) -> list[TeacherPrompt | None]:
+    rows = list(zip(examples, rollouts, groups, strict=True))
+    requests = [context.request(*row, services) for row in rows]
+    asked = [index for index, request in enumerate(requests) if request is not None]
+    replies: list[str | None] = [None] * len(rows)
+    answers = written(context, [request for request in requests if request is not None], services)
+    for index, reply in zip(asked, answers, strict=True):
+        replies[index] = reply
+    _log_unanswered("writer", [rollouts[index] for index in asked], answers)
+    return [
+        context.prompt(*row, services, reply=reply)
+        for row, reply in zip(rows, replies, strict=True)
     ]
 
 
@@ -76,13 +135,15 @@ def validate(
     services = services or Services()
     if not examples:
         raise ValueError("the data set is empty: there is no example to train on")
-    if context.generates and services.critic is None:
+    if context.ask is not None and services.the_writer() is None:
+        raise ValueError(needs_writer(context.name))
+    if context.generates and context.ask is None and services.critic is None:
         raise ValueError(
             f"context {context.name!r} needs a critic: a local model (LocalCritic) or the url of "
             f"a server (ServerCritic)"
         )
     problems = _missing_fields(examples, context)
-    if context.needs and not context.generates:
+    if context.needs and context.made_of == "data":
         problems += _unusable_texts(examples, context, services)
     if problems and strict:
         raise ValueError("\n".join(problems))
@@ -91,21 +152,22 @@ def validate(
     return problems
 
 
-def _log_unanswered(rollouts: Sequence[Rollout], critiques: Sequence[str | None]) -> None:
+def _log_unanswered(who: str, rollouts: Sequence[Rollout], answers: Sequence[str | None]) -> None:
     missing = [
         f"rollout {rollout.index} of {rollout.example_id!r}"
-        for rollout, critique in zip(rollouts, critiques, strict=True)
-        if critique is None
+        for rollout, answer in zip(rollouts, answers, strict=True)
+        if answer is None
     ]
     if not missing:
         return
-    level = logging.WARNING if len(missing) == len(critiques) else logging.INFO
+    level = logging.WARNING if len(missing) == len(answers) else logging.INFO
     logger.log(
         level,
-        "critic: no usable critique for %d of %d rollouts, which get weight 0: %s. An empty or "
+        "%s: no usable text for %d of %d rollouts, which get weight 0: %s. An empty or "
         "looping answer is not usable; a larger critic or critic_max_new_tokens may help.",
+        who,
         len(missing),
-        len(critiques),
+        len(answers),
         _listing(missing),
     )
 

@@ -1,7 +1,7 @@
 """Teacher prompts: the privileged part, its place in the prompt, and its length limit.
 
 The last user turn becomes: question, one fenced section per piece of privileged text, closing
-instruction. System messages and earlier turns stay as they are.
+instruction. System messages and earlier turns stay as they are, unless the question is left out.
 """
 
 from __future__ import annotations
@@ -30,10 +30,18 @@ class Section:
 
 @dataclass(frozen=True)
 class Privileged:
-    """What a builder adds to the prompt. Without sections the prompt stays as it is."""
+    """What a builder adds to the prompt. Without sections and closing the prompt stays as it is.
+
+    Without `question` the earlier turns and the question go, system messages stay. `negatives` are
+    the other sides of a contrast, and `error_quote` the words of the response where it first goes
+    wrong.
+    """
 
     sections: tuple[Section, ...] = ()
     closing: str = ""
+    question: bool = True
+    negatives: tuple[Privileged, ...] = ()
+    error_quote: str | None = None
 
 
 def compose(
@@ -50,17 +58,20 @@ def compose(
     visible marker and counted as `counts["truncated"]`.
     """
     messages = [dict(message) for message in prompt]
-    if not privileged.sections:
+    if not privileged.sections and not privileged.closing:
         return messages
     sections = tuple(
         replace(section, text=without_special_tokens(section.text, tokenizer).strip())
         for section in privileged.sections
     )
-    if max_tokens is not None:
+    if max_tokens is not None and sections:
         sections, cut = fit(sections, tokenizer, max_tokens)
         if cut and counts is not None:
             counts["truncated"] += 1
     parts = [messages[-1]["content"].rstrip()]
+    if not privileged.question:
+        messages = [m for m in messages[:-1] if m["role"] == "system"] + messages[-1:]
+        parts = []
     parts += [section.render() for section in sections]
     parts.append(privileged.closing)
     messages[-1]["content"] = "\n\n".join(parts)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from sdkernels.contexts.compose import without_special_tokens
-from sdkernels.contexts.critic import CachedCritic, Reply
+from sdkernels.contexts.critic import CachedCritic
 from sdkernels.contexts.types import Message
+from sdkernels.contexts.writer import Reply
 
 SAMPLES_PER_TENSOR = 64
 

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdkernels.contexts.types import Builder, Context
 
+Needs = tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
+
 _REGISTRY: dict[str, Context] = {}
+_NEEDS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {}
 
 
 def register(
-    name: str, *, summary: str, source: str, **record: Any
+    name: str, *, summary: str, source: str, needs: Needs = (), **record: Any
 ) -> Callable[[Builder], Builder]:
     """Add a builder to the registry under `name`.
 
     The builder is called as `build(example, rollout, group, services, **settings)` and returns a
     `Privileged` or None. Its keyword-only parameters are the settings of the context, with their
     defaults; their annotation, a `Literal`, a plain type or a union of plain types, says what they
-    accept. `record` are further fields of `Context`.
+    accept. With `ask=`, a function of the same arguments that returns the prompt of a writer, the
+    builder gets the writer's answer as a fifth argument. `needs` may depend on the settings.
+    `record` are further fields of `Context`.
     """
     if name in _REGISTRY:
         raise ValueError(f"context {name!r} is registered already")
@@ -32,8 +37,17 @@ def register(
             for parameter in inspect.signature(build).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
+        if callable(needs):
+            _NEEDS[name] = needs
         _REGISTRY[name] = Context(
-            name=name, summary=summary, source=source, build=build, settings=defaults, **record
+            name=name,
+            summary=summary,
+            source=source,
+            build=build,
+            settings=defaults,
+            needs=needs(defaults) if callable(needs) else needs,
+            generates=record.pop("generates", "ask" in record),
+            **record,
         )
         return build
 
@@ -55,7 +69,9 @@ def get(name: str, **settings: Any) -> Context:
         if key not in context.settings:
             raise ValueError(_unknown(f"setting of context {name!r}", key, context.settings))
         _check_setting(name, key, value, hints[key])
-    return replace(context, settings={**context.settings, **settings})
+    merged = {**context.settings, **settings}
+    needs = _NEEDS[name](merged) if name in _NEEDS else context.needs
+    return replace(context, settings=merged, needs=needs)
 
 
 def names() -> list[str]:
@@ -64,8 +80,8 @@ def names() -> list[str]:
 
 
 def table() -> list[dict[str, Any]]:
-    """One record per context: everything but the builder, for listings."""
-    columns = [key for key in Context.__dataclass_fields__ if key != "build"]
+    """One record per context: everything but its functions, for listings."""
+    columns = [key for key in Context.__dataclass_fields__ if key not in ("build", "ask")]
     return [{key: getattr(context, key) for key in columns} for context in _REGISTRY.values()]
 
 
@@ -78,6 +94,8 @@ def _check_setting(context: str, key: str, value: Any, hint: Any) -> None:
         types = get_args(hint) or (hint,)
         good = type(value) in types
         wanted = "of type " + " or ".join(item.__name__ for item in types)
+        if type(value) is int and key != "seed":  # all others count something
+            good, wanted = good and value >= 1, f"{wanted} and at least 1"
     if not good:
         raise ValueError(f"context {context!r}: {key} must be {wanted}, got {value!r}")
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sdkernels.contexts.critic import CachedCritic, Reply
+from sdkernels.contexts.critic import CachedCritic
 from sdkernels.contexts.types import Message
+from sdkernels.contexts.writer import Reply
 
 logger = logging.getLogger(__name__)
 

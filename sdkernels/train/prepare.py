@@ -21,7 +21,7 @@ from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_
 from sdkernels.train.rollout import RolloutBackend, Sample, Sampling, derived_seed
 from sdkernels.train.rollout_metrics import add_rollout_metrics
 from sdkernels.train.step_metrics import StepMetrics, Timers
-from sdkernels.train.verify import Verdict, kind_of, verify
+from sdkernels.train.verify import Verdict, kind_of, read_answer, verify
 
 logger = logging.getLogger(__name__)
 
@@ -181,6 +181,8 @@ class StepBuilder:
             verdict = self.verifier(sample.text, example)
             rollout.reward, rollout.success = verdict.reward, verdict.correct
             rollout.extracted, rollout.feedback = verdict.extracted, verdict.feedback
+        else:  # for contexts that vote
+            rollout.extracted = read_answer(sample.text)
         return rollout
 
     def _set_advantages(self, rows: Sequence[Row]) -> None:

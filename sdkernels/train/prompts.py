@@ -8,9 +8,12 @@ otherwise the first tokens are compared across two formats (siyan-zhao/OPSD issu
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from sdkernels.contexts.types import Example, Message
+
+logger = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 4096
 
@@ -63,12 +66,27 @@ def check_boundary(student: PromptEncoder, teacher: PromptEncoder, messages: lis
     """Refuse templates that end the student's and the teacher's prompt differently.
 
     A pairing on purpose (thinking on for one side only) is stated by giving the teacher its own
-    `teacher_chat_template_kwargs`, and then allowed.
+    `teacher_chat_template_kwargs`, and then allowed and logged.
 
     Raises:
-        ValueError: the two boundaries differ without such a pairing.
+        ValueError: the two boundaries differ without such a pairing, or a pairing is stated that
+            the chat template knows nothing of.
     """
     ours, theirs = student.boundary(messages), teacher.boundary(messages)
+    if student.template_kwargs != teacher.template_kwargs:
+        if student.text(messages) == teacher.text(messages):
+            raise ValueError(
+                f"teacher_chat_template_kwargs={teacher.template_kwargs!r} has no effect: with the "
+                f"student's {student.template_kwargs!r} this chat template gives the same prompt; "
+                "leave it out, or check the names of the switches (Qwen3: enable_thinking)"
+            )
+        if ours != theirs:
+            logger.info(
+                "Pairing: the student's prompt ends in %r, the teacher's in %r; the first response "
+                "tokens are scored across the two (skip_first_tokens leaves them out).",
+                ours,
+                theirs,
+            )
     if ours != theirs and student.template_kwargs == teacher.template_kwargs:
         raise ValueError(
             f"the student's prompt ends in {ours!r}, the teacher's in {theirs!r}, so the first "

@@ -90,6 +90,7 @@ class SelfDistillTrainer(RolloutTrainer):
             tokenizer=processing_class,
             critic=critic,
             max_context_tokens=context_limit(args, window),
+            pool=train_dataset,
         )
         backend = rollout or TransformersRollout(
             lambda: self.unwrapped,

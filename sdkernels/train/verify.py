@@ -96,6 +96,12 @@ def verify(text: str, example: Example, *, time_limit_seconds: float = 5.0) -> V
     )
 
 
+def read_answer(text: str) -> str | None:
+    """The final answer of a response where there is no reference to compare it with, or None."""
+    extraction = answers.extract_answer(strip_thinking(text), numeric=True)
+    return None if extraction is None else extraction.value or None
+
+
 def vote_key(extracted: str | None, example: Example) -> str | None:
     """A form of an extracted answer in which equal answers are equal, for majority votes.
 

@@ -7,7 +7,14 @@ import pytest
 from helpers.word_tokenizer import WordTokenizer
 
 from sdkernels import contexts
-from sdkernels.contexts import Example, Rollout, Services, build_batch, validate
+from sdkernels.contexts import (
+    Example,
+    Rollout,
+    Services,
+    build_batch,
+    build_prompts,
+    validate,
+)
 
 PROMPT = [{"role": "user", "content": "q"}]
 
@@ -58,6 +65,21 @@ def test_a_critic_is_asked_once_and_every_row_gets_its_own() -> None:
 def test_the_two_lists_must_match() -> None:
     with pytest.raises(ValueError, match="got 1 and 0"):
         build_batch(contexts.get("none"), [example("a")], [])
+
+
+def test_with_a_group_size_a_problem_may_come_twice() -> None:
+    rollouts = [rollout("a", 0), rollout("a", 1, success=True), rollout("a", 0), rollout("a", 1)]
+    examples = [example("a")] * 4
+    context = contexts.get("sibling_solution")
+    prompts = build_prompts(context, examples, rollouts, group_size=2)
+    assert [prompt is not None for prompt in prompts] == [True, False, False, False]
+    merged = build_prompts(context, examples, rollouts)
+    assert [prompt is not None for prompt in merged] == [True, False, True, False]
+    for size in (0, 3):
+        with pytest.raises(
+            ValueError, match=f"divide the 4 rollouts into whole groups, got {size}"
+        ):
+            build_prompts(context, examples, rollouts, group_size=size)
 
 
 def test_missing_fields_are_named_with_their_rows() -> None:

@@ -42,6 +42,19 @@ def test_without_sections_the_prompt_is_equal_but_not_the_same_object() -> None:
     assert PROMPT[-1]["content"] == "the question \n"
 
 
+def test_a_closing_alone_follows_the_question_also_under_a_limit() -> None:
+    messages = compose(
+        PROMPT, Privileged(closing="closing"), tokenizer=WordTokenizer(), max_tokens=1
+    )
+    assert messages[-1]["content"] == "the question\n\nclosing"
+
+
+def test_without_the_question_only_system_messages_stay() -> None:
+    messages = compose(PROMPT, Privileged((SHORT,), "closing", question=False))
+    assert [message["role"] for message in messages] == ["system", "user"]
+    assert messages[-1]["content"].startswith("intro\n[feedback]")
+
+
 def test_special_tokens_of_the_text_are_removed_even_when_nested() -> None:
     tokenizer = WordTokenizer()
     assert without_special_tokens("a<|im_end|>b<|im_<|im_end|>start|>c", tokenizer) == "abc"

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sdkernels.contexts import CachedCritic, Example, Message, Rollout
-from sdkernels.contexts.critic import Reply, critique_messages, usable_critique
+from sdkernels.contexts.critic import critique_messages, usable_critique
 from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS
+from sdkernels.contexts.writer import Reply
 
 
 def rollout(text: str) -> Rollout:

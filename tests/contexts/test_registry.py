@@ -3,22 +3,37 @@
 from typing import Any
 
 import pytest
+from helpers.context_rows import build
 
 from sdkernels import contexts
 from sdkernels.contexts import Privileged
 from sdkernels.contexts.registry import _REGISTRY
+from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS
 
 NAMES = [
     "none",
+    "instruction",
+    "hint",
     "final_answer",
+    "wrong_answer",
     "reference_solution",
     "reference_without_thinking",
+    "stronger_solution",
+    "reference_only",
+    "demonstration",
     "sibling_solution",
+    "sibling_and_feedback",
+    "majority_vote",
+    "contrastive",
     "verifier_feedback",
     "failed_attempt",
+    "reward_phrase",
     "step_critique",
-    "hint",
+    "regeneration",
+    "rationalise",
+    "self_reflection",
 ]
+TEXTS = ("made_of", "summary", "source", "order", "roles", "truncation", "on_empty", "thinking")
 
 
 def test_names() -> None:
@@ -28,22 +43,34 @@ def test_names() -> None:
 def test_every_record_is_complete() -> None:
     records = contexts.table()
     assert [record["name"] for record in records] == NAMES
+    fields = {"answer", "solution", "stronger_solution", "hint", "answer|solution"}
     for record in records:
-        for key in ("summary", "source", "order", "roles", "truncation", "on_empty", "thinking"):
+        for key in TEXTS:
             assert record[key], (record["name"], key)
-        assert set(record["needs"]) <= {"answer", "solution", "hint", "answer|solution"}
+        assert set(record["needs"]) <= fields
+        assert record["made_of"] in ("nothing", "data", "attempt", "group", "model")
+        assert record["generates"] == (record["made_of"] == "model")
 
 
-def test_what_leaks_the_answer_and_what_asks_a_critic() -> None:
-    leaking = {record["name"] for record in contexts.table() if record["leaks_answer"]}
-    assert leaking == {
-        "final_answer",
-        "reference_solution",
-        "reference_without_thinking",
-        "sibling_solution",
-        "step_critique",
-    }
-    assert [r["name"] for r in contexts.table() if r["generates"]] == ["step_critique"]
+@pytest.mark.parametrize("name", NAMES)
+def test_leaks_answer_says_whether_some_row_of_the_sample_shows_it(name: str) -> None:
+    contents = [build(name, rollout=rollout) or "" for rollout in ROLLOUTS]
+    assert any("29" in content for content in contents) == contexts.get(name).leaks_answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_question_comes_first_and_an_instruction_last(name: str) -> None:
+    content = build(name)
+    assert content is not None
+    question = EXAMPLE.prompt[-1]["content"]
+    assert content.startswith(question) == (name != "reference_only")
+    assert (content == question) == (name == "none")
+    assert "[end of" not in content.split("\n\n")[-1]
+
+
+def test_what_generates() -> None:
+    generating = [r["name"] for r in contexts.table() if r["generates"]]
+    assert generating == ["step_critique", "regeneration", "rationalise", "self_reflection"]
 
 
 def test_get_changes_settings_without_touching_the_defaults() -> None:
@@ -62,7 +89,7 @@ def test_an_unknown_name_gets_suggestions() -> None:
         ValueError, match=r"unknown context: 'reference_solutoin'\. Did you mean 'reference_sol"
     ):
         contexts.get("reference_solutoin")
-    with pytest.raises(ValueError, match=r"unknown context: 'zzz'\. Known: none, final_answer"):
+    with pytest.raises(ValueError, match=r"unknown context: 'zzz'\. Known: none, instruction"):
         contexts.get("zzz")
 
 
@@ -84,6 +111,12 @@ def test_an_unknown_setting_gets_suggestions() -> None:
 def test_a_setting_of_the_wrong_kind_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         contexts.get("sibling_solution", **settings)
+
+
+def test_a_number_of_things_is_at_least_one() -> None:
+    with pytest.raises(ValueError, match="negatives must be of type int and at least 1, got 0"):
+        contexts.get("contrastive", negatives=0)
+    assert contexts.get("contrastive", seed=0).settings["seed"] == 0
 
 
 def test_registering_ones_own_builder() -> None:

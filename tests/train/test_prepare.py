@@ -92,6 +92,17 @@ def test_advantages_without_scaling(build, make_problems):
     assert [row.advantage for row in rows] == [0.5, -0.5]
 
 
+def test_a_majority_needs_no_answers(build):
+    example = Example("a", [{"role": "user", "content": "q"}])
+    texts = ["Answer: 3", "it is 3", "Answer: 4"]
+    rows = build([example], texts, recipe="opsd", context="majority_vote", num_generations=3)[1]
+    assert [row.rollout.extracted for row in rows] == ["3", "3", "4"]
+    assert [row.rollout.reward for row in rows] == [None] * 3
+    shown = [row.teacher_messages[-1]["content"] for row in rows]
+    assert "it is 3" in shown[0]
+    assert "Answer: 3" in shown[1]
+
+
 def test_examples_without_answer_are_not_judged(build, make_problems):
     (first,) = make_problems(1)
     unjudged = Example(**(vars(first) | {"answer": None}))

@@ -53,6 +53,24 @@ def test_a_think_tag_on_one_side_only_is_refused_unless_stated(tokenizer, thinki
     check_boundary(off, on, MESSAGES)  # a pairing, stated by settings that differ
 
 
+def test_a_pairing_is_logged_with_both_ends(thinking, caplog):
+    off = PromptEncoder(thinking, {"enable_thinking": False})
+    on = PromptEncoder(thinking, {"enable_thinking": True})
+    with caplog.at_level("INFO"):
+        check_boundary(off, off, MESSAGES)
+        assert not caplog.text
+        check_boundary(off, on, MESSAGES)
+    assert r"ends in '<|im_start|>assistant\n', the teacher's in" in caplog.text
+    assert r"'<|im_start|>assistant\n<think>\n'" in caplog.text
+
+
+def test_a_pairing_that_the_template_does_not_know_is_refused(tokenizer):
+    plain = PromptEncoder(tokenizer)
+    on = PromptEncoder(tokenizer, {"enable_thinking": True})
+    with pytest.raises(ValueError, match=r"'enable_thinking': True.* has no effect.*the same prom"):
+        check_boundary(plain, on, MESSAGES)
+
+
 def test_messages_name_the_row():
     assert where(Example("a", MESSAGES)) == "example 'a'"
     example = Example("a", MESSAGES, metadata={"row": "line 7 of x.jsonl"})

@@ -8,7 +8,7 @@ import pytest
 
 from sdkernels.contexts import Example
 from sdkernels.train import verify as module
-from sdkernels.train.verify import GYM_TASKS, kind_of, verify, vote_key
+from sdkernels.train.verify import GYM_TASKS, kind_of, read_answer, verify, vote_key
 
 
 def example(answer: str | None, task: str = "", **metadata: Any) -> Example:
@@ -209,3 +209,18 @@ def test_no_task_is_in_two_kinds_and_all_exist_upstream() -> None:
     listed = [name for tasks in module.GYM_KINDS.values() for name in tasks.split()]
     assert len(listed) == len(set(listed))
     assert set(listed) == GYM_TASKS <= set(DATASETS)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>Answer: 3</think>Answer: 4", "4"),
+        (r"so \boxed{x + 1}", "x + 1"),
+        ("about 12 apples", "12"),
+        ("<think>Answer: 3", None),
+        ("no idea", None),
+        ("Answer:", None),
+    ],
+)
+def test_an_answer_is_read_without_a_reference_too(text: str, answer: str | None) -> None:
+    assert read_answer(text) == answer
