@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_BENCH := $(VENV)/.installed-bench
 
-.PHONY: help setup demo test aot test-triton-versions bench gpu docs lint
+.PHONY: help setup demo test aot test-triton-versions test-verl bench gpu docs lint
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
@@ -38,6 +38,15 @@ test-triton-versions: $(INSTALLED) ## the kernel tests under other Tritons: TRIT
 	  PYTHONPATH=$$folder TRITON_CACHE_DIR=$$folder/cache OMP_NUM_THREADS=1 \
 	    $(BIN)/python -m pytest -n 2 tests/kernels tests/rows $(PYTEST_ARGS) || exit 1; \
 	done
+
+# verl pins an older transformers and brings ray (280 MB): its modules are laid beside, not installed.
+VERL := $(VENV)/verl
+test-verl: $(INSTALLED) ## the verl integration against verl 0.9.1 itself
+	test -d $(VERL) || { rm -rf $(VERL).part && $(BIN)/python -m pip install --quiet --no-deps --target $(VERL).part \
+	  verl==0.9.1 antlr4-python3-runtime==4.9.3 attrs codetiming hydra-core jsonschema jsonschema-specifications \
+	  msgpack omegaconf orjson protobuf pylatexenc pyvers ray referencing rpds-py tensordict torchdata \
+	  && mv $(VERL).part $(VERL); }
+	PYTHONPATH=$(VERL) $(BIN)/python -m pytest tests/integrations/test_verl.py $(PYTEST_ARGS)
 
 bench: $(INSTALLED_BENCH) ## time and peak memory against the bare matrix products and the peers
 	$(BIN)/python -m bench

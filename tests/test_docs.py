@@ -23,8 +23,12 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 def test_code_of_a_page_runs_in_order(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": page.stem}
-    for code in SETUP.findall(text) + BLOCK.findall(text):
-        exec(compile(code, str(page.relative_to(ROOT)), "exec"), namespace)
+    try:
+        for code in SETUP.findall(text) + BLOCK.findall(text):
+            exec(compile(code, str(page.relative_to(ROOT)), "exec"), namespace)
+    finally:
+        if "teardown" in namespace:
+            namespace["teardown"]()  # type: ignore[operator]
 
 
 def with_examples() -> list[str]:
