@@ -257,7 +257,7 @@ def test_the_stub_has_the_interface_of_verl(monkeypatch: pytest.MonkeyPatch) -> 
         ({"recipe": "dasd"}, "needs a gate"),
         ({"recipe": "grpo", "gate": sd.gates.EntropySign(tau=1.0)}, "no use for gate"),
         ({"recipe": "rlsd"}, "schedule over steps"),
-        ({"recipe": "grop"}, "grpo"),
+        ({"recipe": "gppo"}, "grpo"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
