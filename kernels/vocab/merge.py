@@ -51,6 +51,7 @@ from .rownumbers import (
 from .transform import guarded, tanh, times
 
 IDS_TILE = 64
+RULES = ("sign", "tanh")
 
 
 @dataclass(frozen=True)

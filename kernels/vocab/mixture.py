@@ -15,6 +15,8 @@ vocabulary, P parts, N numbers kept per row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import triton
 import triton.language as tl
@@ -139,6 +141,11 @@ def merge_mixture_kernel(
         tl.store(kept_ptr + UNCLIPPED, 1.0 - _part_sum(row_ptr, parts, slots, 3))
 
 
+def mixture_parts(vocab: int) -> int:
+    """Parts that a row of `vocab` columns is cut into."""
+    return -(-vocab // elementwise_config(vocab).tile)
+
+
 def mixture_statistics(
     student: Logits,
     teacher: Logits,
@@ -146,9 +153,13 @@ def mixture_statistics(
     *,
     jsd_beta: float | None,
     entry_clip: float | None,
+    join: Callable[[Tensor], Tensor] | None = None,
     config: RowConfig | None = None,
 ) -> dict[str, Tensor]:
-    """`jsd` and `clipped_kl_teacher_student` `[C]` where asked for; completes `rows_CN`."""
+    """`jsd` and `clipped_kl_teacher_student` `[C]` where asked for; completes `rows_CN`.
+
+    `join` puts the parts of other slices of the vocabulary beside those of this one, `[C, 4, P]`.
+    """
     tokens, vocab = student.raw_CV.shape
     config = elementwise_config(vocab) if config is None else config
     parts = triton.cdiv(vocab, config.tile)
@@ -159,9 +170,9 @@ def mixture_statistics(
         stats["clipped_kl_teacher_student"] = rows_CN.new_empty(tokens)
     if tokens == 0:
         return stats
-    sums_C4P = torch.empty(
-        (tokens, _SUMS, parts), dtype=torch.float32, device=student.raw_CV.device
-    )
+    # With a join all of them are read: what is not asked for must be a number there.
+    make = torch.empty if join is None else torch.zeros
+    sums_C4P = make((tokens, _SUMS, parts), dtype=torch.float32, device=student.raw_CV.device)
     with on_device(student.raw_CV):
         mixture_kernel[(tokens * parts,)](
             student.raw_CV,
@@ -185,6 +196,9 @@ def mixture_statistics(
             num_warps=config.num_warps,
             **OPTIONS,
         )
+        if join is not None:
+            sums_C4P = join(sums_C4P)
+            parts = sums_C4P.shape[-1]
         merge_mixture_kernel[(tokens,)](
             sums_C4P,
             rows_CN,

@@ -144,6 +144,11 @@ class Partials:
     teacher_chosen_CK: Tensor | None
 
 
+def statistics_parts(vocab: int) -> int:
+    """Parts that a row of `vocab` columns is cut into."""
+    return -(-vocab // statistics_config(vocab).tile)
+
+
 def partial_statistics(
     student: Logits,
     teacher: Logits | None,

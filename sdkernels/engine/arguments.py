@@ -102,7 +102,7 @@ def build_problem(
                 cast_rows=cast_rows,
                 copied_bytes=_copied_bytes(teacher, kept_N),
             ),
-            lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec.compute_dtype),
+            lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec),
             budget_bytes,
         ),
         cast_rows=cast_rows,

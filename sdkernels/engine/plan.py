@@ -170,7 +170,7 @@ def _scratch_bytes(tokens: int, vocab: int) -> int:
         raise ValueError("the plan is that of the Triton rows: pip install triton (no GPU needed)")
     from sdkernels.rows.triton_rows import TritonRows
 
-    return TritonRows().scratch_bytes(tokens, vocab, torch.float32)
+    return TritonRows().scratch_bytes(tokens, vocab, RowSpec(torch.float32))
 
 
 def _bytes_per_logit(

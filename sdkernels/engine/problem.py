@@ -18,7 +18,7 @@ from sdkernels.engine.heads import LMHead
 from sdkernels.engine.linear import project
 from sdkernels.engine.stats import Tokens, TokenStats, zeros_like_stat
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
-from sdkernels.rows import RowBackend, RowSpec, Side
+from sdkernels.rows import RowBackend, RowGate, RowSpec, Side
 
 
 @dataclass
@@ -133,13 +133,13 @@ class Problem:
         elif isinstance(self.teacher, TopKTeacher):
             support_CK = self.rows(self.teacher.ids, lo, hi)
             teacher_logp_CK = self.rows(self.teacher.logprobs, lo, hi)
-        stats, state = self.backend.forward(student, teacher, chosen_CK, support_CK, self.spec)
+        stats, state = self.backend.forward(
+            student, teacher, chosen_CK, support_CK, self.spec, self._row_gate(lo, hi)
+        )
         if teacher_logp_CK is not None:
             stats["teacher_topk_logp"] = teacher_logp_CK.to(self.spec.compute_dtype)
             if chosen_CK is not None:
                 stats["teacher_logp"] = _look_up(stats, chosen_CK)
-        if self.gate is not None:
-            stats["direction"] = self._direction(stats, lo, hi)
         return stats, state, hidden_CD
 
     def user_stats(self, stats: dict[str, Tensor]) -> TokenStats:
@@ -187,10 +187,13 @@ class Problem:
             and teacher_hidden_CD.dtype == hidden_CD.dtype
         )
 
-    def _direction(self, stats: dict[str, Tensor], lo: int, hi: int) -> Tensor:
+    def _row_gate(self, lo: int, hi: int) -> RowGate | None:
+        if self.gate is None:
+            return None
         assert self.gate_thresholds is not None
         chunk = {name: self.rows(value, lo, hi) for name, value in self.gate_thresholds.items()}
-        return self.gate.direction(stats["entropy"], chunk.get("tau"), chunk.get("sigma"))
+        rule = getattr(self.gate, "rule", None)
+        return RowGate(self.gate.direction, chunk.get("tau"), chunk.get("sigma"), rule)
 
 
 def flat_view(tensor: Tensor, lead: torch.Size) -> Tensor | None:

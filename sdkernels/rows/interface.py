@@ -10,11 +10,14 @@ Shape letters: C tokens of the chunk, V vocabulary, K chosen or top-k ids per to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from sdkernels.rows.shard import VocabShard
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class RowSpec:
     """Statistics asked for beyond the one-pass ones, and the dtype they are computed in.
 
     `gradient_dtype` is the dtype that `backward` should write, where the backend can choose; None
-    is that of the slab.
+    is that of the slab. `shard` says which slice of the vocabulary the logits are of, None: all of
+    it. Ids are those of the whole vocabulary.
     """
 
     compute_dtype: torch.dtype
@@ -49,6 +53,25 @@ class RowSpec:
     topk: int | None = None
     topk_of: str = "student"
     gradient_dtype: torch.dtype | None = None
+    shard: VocabShard | None = None
+
+
+@dataclass(frozen=True)
+class RowGate:
+    """An entropy gate for the tokens of a chunk, which turns entropies into `direction`.
+
+    Attributes:
+        direction: `direction(entropy, tau, sigma)`.
+        tau_C, sigma_C: thresholds and scales in nats, or None where the gate has none.
+        rule: "sign" (+1 where H <= tau, else -1) or "tanh" (tanh((tau - H) / sigma)), both 0 where
+            sigma is 0: `direction` is that formula, and a kernel may compute it. None: only
+            `direction` knows.
+    """
+
+    direction: Callable[[Tensor, Tensor | None, Tensor | None], Tensor]
+    tau_C: Tensor | None
+    sigma_C: Tensor | None
+    rule: str | None = None
 
 
 class RowState(Protocol):
@@ -67,11 +90,13 @@ class RowBackend(Protocol):
         chosen_CK: Tensor | None,
         support_CK: Tensor | None,
         spec: RowSpec,
+        gate: RowGate | None = None,
     ) -> tuple[dict[str, Tensor], Any]:
         """Per-token statistics (keys: fields of `TokenStats`) and the state that `backward` needs.
 
         `chosen_CK` are the ids whose log-probs are asked for (`logp`, `[C, K]`); `support_CK` is a
-        given top-k support (of a served teacher), None when `spec.topk` says to find it.
+        given top-k support (of a served teacher), None when `spec.topk` says to find it. With a
+        `gate` there is `direction` too.
         """
         ...
 
@@ -84,7 +109,7 @@ class RowBackend(Protocol):
         """
         ...
 
-    def scratch_bytes(self, tokens: int, vocab: int, compute_dtype: torch.dtype) -> int:
+    def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Temporary memory of both passes over a chunk of `tokens` tokens, in bytes; grows with
         `tokens`, to a limit.
         """

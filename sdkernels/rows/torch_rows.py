@@ -6,12 +6,13 @@ With x = z - max z (0 where the max is -inf), S = softmax z_s, T = softmax z_t, 
     dz_s     = S * (A + B x_s - G g) - c T + JSD part + clipped part + onehots, with A, B, G one
     number per row.
 
-Rows are worked on in blocks small enough to stay in the cache, so that a dozen passes over a block
-cost about as much as one pass over memory. `forward` leaves x_s and x_t in owned slabs; `backward`
-leaves the gradient in the student's. Costs per logit: two exponentials (one per model) in each of
-the two passes.
+`forward` makes partial sums of every row, one part each, which `partials.merge` turns into
+statistics, after the other slices' have joined them where the vocabulary is split over processes.
+It leaves x_s and x_t in owned slabs; `backward` leaves the gradient in the student's. Costs per
+logit: two exponentials (one per model) in each of the two passes.
 
-Shape letters: C tokens of the chunk, R rows of a block, V vocabulary, K ids per token.
+Shape letters: C tokens of the chunk, R rows of a block, V vocabulary (of this process's slice where
+it is split), K ids per token.
 """
 
 from __future__ import annotations
@@ -22,13 +23,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkernels.rows.interface import RowSpec, Side
-
-# 3 MiB of float32 a buffer, so that a handful stays in a CPU's last-level cache. Blocks half as big
-# cost the same on an idle machine, but twice the barriers between threads (docs/decisions.md).
-BLOCK_ELEMENTS = 786_432
-# Block-sized buffers alive at once in the worst case (JSD on copied logits), for the byte budget.
-BLOCK_BUFFERS = 14
+from sdkernels.rows.blocks import (
+    BLOCK_BUFFERS,
+    Scratch,
+    blocks,
+    reread,
+    rows_per_block,
+    transformed,
+    weighted_sum,
+)
+from sdkernels.rows.interface import RowGate, RowSpec, Side
+from sdkernels.rows.lists import side_by_side, split_lists
+from sdkernels.rows.partials import Partials, RowNumbers, merge
+from sdkernels.rows.softmax import Softmax, empty_rows, softmax
 
 
 @dataclass
@@ -48,9 +55,9 @@ class TorchRows:
 
     name = "torch"
 
-    def scratch_bytes(self, tokens: int, vocab: int, compute_dtype: torch.dtype) -> int:
+    def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of block buffers alive at once."""
-        return BLOCK_BUFFERS * _rows_per_block(tokens, vocab) * vocab * compute_dtype.itemsize
+        return BLOCK_BUFFERS * rows_per_block(tokens, vocab, spec) * vocab * _itemsize(spec)
 
     def forward(
         self,
@@ -59,151 +66,41 @@ class TorchRows:
         chosen_CK: Tensor | None,
         support_CK: Tensor | None,
         spec: RowSpec,
+        gate: RowGate | None = None,
     ) -> tuple[dict[str, Tensor], _State]:
         """Per-token statistics of the chunk; see `rows.interface`."""
         tokens, vocab = student.raw_CV.shape
-        blocks = []
-        scratch = _Scratch(student.raw_CV, spec.compute_dtype)
-        for lo, hi in _blocks(tokens, vocab):
+        found = []
+        scratch = Scratch(student.raw_CV, spec)
+        for lo, hi in blocks(tokens, vocab, spec):
             chosen_RK = None if chosen_CK is None else chosen_CK[lo:hi]
             support_RK = None if support_CK is None else support_CK[lo:hi]
-            blocks.append(
+            found.append(
                 _forward_block(student, teacher, lo, hi, chosen_RK, support_RK, spec, scratch)
             )
-        stats = {name: torch.cat([block[0][name] for block in blocks]) for name in blocks[0][0]}
-        rows = {name: torch.cat([block[1][name] for block in blocks]) for name in blocks[0][1]}
+        stats = {name: torch.cat([block[0][name] for block in found]) for name in found[0][0]}
+        rows = {name: torch.cat([block[1][name] for block in found]) for name in found[0][1]}
+        if gate is not None:
+            stats["direction"] = gate.direction(stats["entropy"], gate.tau_C, gate.sigma_C)
         return stats, _State(student, teacher, spec, stats, chosen_CK, rows)
 
     def backward(self, state: Any, coefs: dict[str, Tensor]) -> Tensor:
         """Gradient with respect to the raw student logits, written over the student's slab."""
         raw_CV = state.student.raw_CV
         out_CV = raw_CV if state.student.owned else torch.empty_like(raw_CV)
-        scratch = _Scratch(raw_CV, state.spec.compute_dtype)
-        for lo, hi in _blocks(*raw_CV.shape):
+        scratch = Scratch(raw_CV, state.spec)
+        for lo, hi in blocks(raw_CV.shape[0], raw_CV.shape[1], state.spec):
             _backward_block(state, coefs, lo, hi, out_CV, scratch)
         return out_CV
 
 
-# --- blocks ---------------------------------------------------------------------------------------
+def _itemsize(spec: RowSpec) -> int:
+    return spec.compute_dtype.itemsize
 
 
-def _rows_per_block(tokens: int, vocab: int) -> int:
-    # At most an eighth of the chunk, so that a small budget is not eaten by the block buffers.
-    return max(1, min(BLOCK_ELEMENTS // max(vocab, 1), -(-tokens // 8)))
-
-
-def _blocks(tokens: int, vocab: int) -> list[tuple[int, int]]:
-    step = _rows_per_block(tokens, vocab)
-    return [(lo, min(lo + step, tokens)) for lo in range(0, max(tokens, 1), step)]
-
-
-class _Scratch:
-    """Block buffers by name, made once a pass: fresh memory for every block costs page faults."""
-
-    def __init__(self, raw_CV: Tensor, dtype: torch.dtype) -> None:
-        self.vocab = raw_CV.shape[1]
-        self.rows = _rows_per_block(*raw_CV.shape)
-        self.dtype, self.device = dtype, raw_CV.device
-        self.buffers: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, rows: int) -> Tensor:
-        """`[rows, V]` of the buffer `name`; whatever it held is lost."""
-        if name not in self.buffers:
-            self.buffers[name] = torch.empty(
-                self.rows, self.vocab, dtype=self.dtype, device=self.device
-            )
-        return self.buffers[name][:rows]
-
-
-def _transformed(side: Side, name: str, lo: int, hi: int, scratch: _Scratch) -> Tensor:
-    """Logits of the loss for rows lo..hi: in place in an owned slab of the compute dtype, else in a
-    copy.
-    """
-    raw_RV = side.raw_CV[lo:hi]
-    z_RV = raw_RV if _in_place(side, scratch.dtype) else scratch(name, hi - lo).copy_(raw_RV)
-    if side.bias_V is not None:
-        z_RV += side.bias_V
-    if side.scale != 1.0:
-        z_RV *= side.scale
-    if side.softcap is not None:
-        z_RV.div_(side.softcap).tanh_().mul_(side.softcap)
-    if side.temperature != 1.0:
-        z_RV /= side.temperature
-    return z_RV
-
-
-def _reread(side: Side, name: str, lo: int, hi: int, pivot_R: Tensor, scratch: _Scratch) -> Tensor:
-    """x = z - pivot again: still in an owned slab of the compute dtype, else computed anew."""
-    if _in_place(side, scratch.dtype):
-        return side.raw_CV[lo:hi]
-    return _transformed(side, name, lo, hi, scratch).sub_(pivot_R[:, None])
-
-
-def _in_place(side: Side, dtype: torch.dtype) -> bool:
-    """Whether the slab may hold x: it is ours, and as exact as the arithmetic."""
-    return side.owned and side.raw_CV.dtype == dtype
-
-
-def _empty_rows(log_total_R: Tensor) -> Tensor | None:
-    """Rows whose logits are all -inf, None when there are none."""
-    empty_R = log_total_R == -torch.inf
-    return empty_R if empty_R.any() else None
-
-
-def _softmax(x_RV: Tensor, empty_R: Tensor | None, out_RV: Tensor) -> Tensor:
-    """softmax, and 0 in rows whose logits are all -inf."""
-    p_RV = torch.softmax(x_RV, dim=-1, out=out_RV)
-    return p_RV if empty_R is None else p_RV.masked_fill_(empty_R[:, None], 0.0)
-
-
-def _weighted_sum(p_RV: Tensor, x_RV: Tensor, scratch: _Scratch) -> Tensor:
-    """sum_v p x with 0 * inf = 0. The plain product is tried first: only -inf logits need the
-    guarded one.
-    """
-    product_RV = torch.mul(p_RV, x_RV, out=scratch("product", p_RV.shape[0]))
-    sum_R = product_RV.sum(-1)
-    if not torch.isfinite(sum_R).all():
-        sum_R = product_RV.masked_fill_(p_RV == 0, 0.0).sum(-1)
-    return sum_R
-
-
-@dataclass
-class _Softmax:
-    """One model's block: pivoted logits, probabilities, and the numbers that go with them."""
-
-    x_RV: Tensor
-    p_RV: Tensor
-    pivot_R: Tensor
-    log_z_R: Tensor
-    empty_R: Tensor | None
-
-    @classmethod
-    def of(cls, side: Side, name: str, lo: int, hi: int, scratch: _Scratch) -> _Softmax:
-        x_RV = _transformed(side, name, lo, hi, scratch)
-        pivot_R = x_RV.amax(-1)
-        empty_R = _empty_rows(pivot_R)
-        if empty_R is not None:
-            pivot_R = pivot_R.masked_fill(empty_R, 0.0)
-        x_RV.sub_(pivot_R[:, None])
-        p_RV = _softmax(x_RV, empty_R, scratch(f"p_{name}", hi - lo))
-        # The largest probability is exp(0) / Z, so log Z needs no further pass of exponentials.
-        log_z_R = -p_RV.amax(-1).log()
-        if empty_R is not None:
-            log_z_R = log_z_R.masked_fill(empty_R, -torch.inf)
-        return cls(x_RV, p_RV, pivot_R, log_z_R, empty_R)
-
-    def entropy(self, scratch: _Scratch) -> Tensor:
-        expected_R = _weighted_sum(self.p_RV, self.x_RV, scratch)
-        entropy_R = (self.log_z_R - expected_R).clamp_min(0.0)
-        return entropy_R if self.empty_R is None else entropy_R.masked_fill(self.empty_R, 0.0)
-
-    def logp(self, ids_RK: Tensor) -> Tensor:
-        # x_y and log Z stay apart until here, so that a constant added to all logits costs no
-        # digits.
-        logp_RK = self.x_RV.gather(-1, ids_RK) - self.log_z_R[:, None]
-        if self.empty_R is None:
-            return logp_RK
-        return logp_RK.masked_fill(self.empty_R[:, None], -torch.inf)
+def _one_part(_size: int) -> int:
+    """Parts that a row of any slice is cut into here."""
+    return 1
 
 
 # --- forward --------------------------------------------------------------------------------------
@@ -217,76 +114,109 @@ def _forward_block(
     chosen_RK: Tensor | None,
     support_RK: Tensor | None,
     spec: RowSpec,
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    s = _Softmax.of(student, "student", lo, hi, scratch)
-    stats = {"entropy": s.entropy(scratch), "lse": s.pivot_R + s.log_z_R}
-    rows = {"s_pivot": s.pivot_R, "s_log_z": s.log_z_R}
-    if chosen_RK is not None:
-        stats["logp"] = s.logp(chosen_RK)
-    t = None
-    if teacher is not None:
-        t = _Softmax.of(teacher, "teacher", lo, hi, scratch)
-        stats |= {"teacher_entropy": t.entropy(scratch), "teacher_lse": t.pivot_R + t.log_z_R}
-        rows |= {"t_pivot": t.pivot_R, "t_log_z": t.log_z_R}
-        if chosen_RK is not None:
-            stats["teacher_logp"] = t.logp(chosen_RK)
-        _divergences(s, t, spec, stats, rows, scratch)
+    z_RV = transformed(student, "student", lo, hi, scratch)
+    z_t_RV = None if teacher is None else transformed(teacher, "teacher", lo, hi, scratch)
     if spec.topk is not None:
-        source = s if spec.topk_of == "student" or t is None else t
-        support_RK = source.x_RV.topk(spec.topk, dim=-1).indices
-    if support_RK is not None:
-        stats |= {"topk_ids": support_RK, "topk_logp": s.logp(support_RK)}
-        if t is not None:
-            stats["teacher_topk_logp"] = t.logp(support_RK)
+        source_RV = z_RV if spec.topk_of == "student" or z_t_RV is None else z_t_RV
+        support_RK = _topk(source_RV, spec.topk, spec)
+    ids_RK = side_by_side(chosen_RK, support_RK)
+    columns_RK = ids_RK if ids_RK is None or spec.shard is None else spec.shard.local(ids_RK)
+    s = Softmax.of(z_RV, "student", columns_RK, scratch)
+    fields = s.moments(scratch)
+    t = gap_RV = None
+    if z_t_RV is not None:
+        t = Softmax.of(z_t_RV, "teacher", columns_RK, scratch)
+        # The gap entry by entry: two rounded cross terms would lose a small divergence.
+        gap_RV = torch.sub(t.x_RV, s.x_RV, out=scratch("gap", hi - lo))
+        fields += [*t.moments(scratch), t.sum(gap_RV, scratch), s.sum(gap_RV, scratch)]
+    sums = Partials(
+        torch.stack(fields, dim=1)[:, :, None], s.chosen_RK, None if t is None else t.chosen_RK
+    )
+    vocab = z_RV.shape[1]
+    if spec.shard is not None:
+        sums, vocab = spec.shard.join(sums, _one_part), spec.shard.total
+    stats, numbers = merge(sums, vocab=vocab, ids_CK=ids_RK)
+    rows = _row_numbers(s, t, numbers, spec)
+    mixture = not (spec.jsd_beta is None and spec.entry_clip is None)
+    if t is not None and gap_RV is not None and mixture:
+        _mixture(s, t, gap_RV, spec, stats, rows, scratch)
+    split_lists(stats, chosen_RK, support_RK)
     return stats, rows
 
 
-def _divergences(
-    s: _Softmax,
-    t: _Softmax,
+def _topk(z_RV: Tensor, k: int, spec: RowSpec) -> Tensor:
+    """Ids of the k largest logits of each row, of all slices."""
+    largest = z_RV.topk(min(k, z_RV.shape[1]), dim=-1)
+    if spec.shard is None:
+        return largest.indices
+    return spec.shard.topk(largest.values, largest.indices, k)
+
+
+def _row_numbers(
+    s: Softmax, t: Softmax | None, numbers: RowNumbers, spec: RowSpec
+) -> dict[str, Tensor]:
+    """What the passes after the merge need, for x as the slab holds it: relative to the slice's own
+    pivot, which is the row's where there is one slice.
+    """
+    rows: dict[str, Tensor] = {}
+    for name, side, pivot_C, log_z_C in (
+        ("s", s, numbers.pivot_C, numbers.log_z_C),
+        ("t", t, numbers.teacher_pivot_C, numbers.teacher_log_z_C),
+    ):
+        if side is None or pivot_C is None or log_z_C is None:
+            continue
+        rows |= {f"{name}_pivot": side.pivot_R, f"{name}_log_z": log_z_C}
+        if spec.shard is not None:
+            log_z_C = log_z_C + (pivot_C - side.pivot_R)
+            share_R = side.sum_R * (-log_z_C).exp()
+            rows[f"{name}_log_z"] = log_z_C
+            rows[f"{name}_share"] = share_R.masked_fill(side.sum_R == 0, 0.0)
+    if t is not None and numbers.shift_C is not None and numbers.teacher_pivot_C is not None:
+        rows["shift"] = numbers.shift_C
+        if spec.shard is not None:
+            moved_C = numbers.pivot_C - s.pivot_R
+            rows["shift"] = numbers.shift_C + (moved_C - (numbers.teacher_pivot_C - t.pivot_R))
+    return rows
+
+
+def _mixture(
+    s: Softmax,
+    t: Softmax,
+    gap_RV: Tensor,
     spec: RowSpec,
     stats: dict[str, Tensor],
     rows: dict[str, Tensor],
-    scratch: _Scratch,
+    scratch: Scratch,
 ) -> None:
-    """The divergences, from the gap accumulated entry by entry: two rounded cross terms would lose
-    a small KL.
-    """
-    shift_R = s.log_z_R - t.log_z_R
-    gap_RV = torch.sub(t.x_RV, s.x_RV, out=scratch("gap", t.x_RV.shape[0]))
-    kl_ts_R = _weighted_sum(t.p_RV, gap_RV, scratch) + shift_R
-    kl_st_R = -_weighted_sum(s.p_RV, gap_RV, scratch) - shift_R
-    if s.empty_R is not None or t.empty_R is not None:
-        kl_ts_R = _divergence_of_empty(kl_ts_R, holder=t, other=s)
-        kl_st_R = _divergence_of_empty(kl_st_R, holder=s, other=t)
-    stats |= {"kl_teacher_student": kl_ts_R, "kl_student_teacher": kl_st_R}
-    if spec.jsd_beta is None and spec.entry_clip is None:
-        return
-    log_ratio_RV = gap_RV.add_(shift_R[:, None]).nan_to_num_(0.0, torch.inf, -torch.inf)
+    """The divergences that need finished softmaxes: JSD, and KL(T||S) with clipped entries."""
+    for side, name in ((s, "s_share"), (t, "t_share")):
+        if name in rows:
+            side.p_RV.mul_(rows[name][:, None]).masked_fill_((rows[name] == 0)[:, None], 0.0)
+    log_ratio_RV = gap_RV.add_(rows["shift"][:, None]).nan_to_num_(0.0, torch.inf, -torch.inf)
+    sums = []
     if spec.entry_clip is not None:
         entry_RV = (t.p_RV * log_ratio_RV).masked_fill_(t.p_RV == 0, 0.0)
         clipped_RV = entry_RV > spec.entry_clip
-        stats["clipped_kl_teacher_student"] = entry_RV.clamp_(max=spec.entry_clip).sum(-1)
-        # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
-        rows["unclipped_mass"] = 1.0 - t.p_RV.masked_fill(~clipped_RV, 0.0).sum(-1)
+        sums += [entry_RV.clamp_(max=spec.entry_clip).sum(-1)]
+        sums += [t.p_RV.masked_fill(~clipped_RV, 0.0).sum(-1)]
     if spec.jsd_beta is not None:
-        beta = spec.jsd_beta
-        m_over_s_RV, m_over_t_RV = _log_mixture_ratios(log_ratio_RV, beta)
-        s_term_R = -_weighted_sum(s.p_RV, m_over_s_RV, scratch)
-        t_term_R = -_weighted_sum(t.p_RV, m_over_t_RV, scratch)
-        stats["jsd"] = beta * t_term_R + (1.0 - beta) * s_term_R
+        m_over_s_RV, m_over_t_RV = _log_mixture_ratios(log_ratio_RV, spec.jsd_beta)
+        sums += [-weighted_sum(s.p_RV, m_over_s_RV, scratch)]
+        sums += [-weighted_sum(t.p_RV, m_over_t_RV, scratch)]
+    sums_RF = torch.stack(sums, dim=1)
+    if spec.shard is not None:
+        sums_RF = spec.shard.join_sums(sums_RF[:, :, None], _one_part).sum(-1)
+    sums = list(sums_RF.unbind(1))
+    if spec.entry_clip is not None:
+        stats["clipped_kl_teacher_student"] = sums.pop(0)
+        # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
+        rows["unclipped_mass"] = 1.0 - sums.pop(0)
+    if spec.jsd_beta is not None:
+        s_term_R, t_term_R = sums
+        stats["jsd"] = spec.jsd_beta * t_term_R + (1.0 - spec.jsd_beta) * s_term_R
         rows["kl_student_mixture"] = s_term_R
-
-
-def _divergence_of_empty(kl_R: Tensor, *, holder: _Softmax, other: _Softmax) -> Tensor:
-    """KL(holder || other) where a row has no distribution: 0 if the holder has no mass, inf if only
-    the other has.
-    """
-    none_R = torch.zeros_like(kl_R, dtype=torch.bool)
-    if other.empty_R is not None:
-        kl_R = kl_R.masked_fill(other.empty_R, torch.inf)
-    return kl_R.masked_fill(none_R if holder.empty_R is None else holder.empty_R, 0.0)
 
 
 def _log_mixture_ratios(log_ratio_RV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
@@ -306,35 +236,35 @@ def _log_mixture_ratios(log_ratio_RV: Tensor, beta: float) -> tuple[Tensor, Tens
 
 
 def _backward_block(
-    state: _State, coefs: dict[str, Tensor], lo: int, hi: int, out_CV: Tensor, scratch: _Scratch
+    state: _State, coefs: dict[str, Tensor], lo: int, hi: int, out_CV: Tensor, scratch: Scratch
 ) -> None:
     dtype, student, teacher = state.spec.compute_dtype, state.student, state.teacher
     c = {name: coef[lo:hi].to(dtype) for name, coef in coefs.items()}
     row = {name: value[lo:hi] for name, value in state.rows.items()}
-    empty_R = _empty_rows(row["s_log_z"])
-    t_empty_R = None if teacher is None else _empty_rows(row["t_log_z"])
+    empty_R = empty_rows(row["s_log_z"])
+    t_empty_R = None if teacher is None else empty_rows(row["t_log_z"])
     if t_empty_R is not None:
         # No distribution, no direction to move in.
         for name in c.keys() & set(_NEEDS_TEACHER_LOGITS):
             c[name] = c[name].masked_fill(t_empty_R, 0.0)
-    x_RV = _reread(student, "student", lo, hi, row["s_pivot"], scratch)
-    s_RV = _softmax(x_RV, empty_R, scratch("p_student", hi - lo))
+    x_RV = reread(student, "student", lo, hi, row["s_pivot"], scratch)
+    s_RV = softmax(x_RV, empty_R, row.get("s_share"), scratch("p_student", hi - lo))
     factor_RV = _student_factor(state, c, row, lo, hi, x_RV)
     dz_RV = torch.mul(s_RV, factor_RV, out=scratch("dz", hi - lo))
     if teacher is not None and any(name in c for name in _NEEDS_TEACHER_LOGITS):
-        t_x_RV = _reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
-        t_RV = _softmax(t_x_RV, t_empty_R, scratch("p_teacher", hi - lo))
+        t_x_RV = reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
+        t_RV = softmax(t_x_RV, t_empty_R, row.get("t_share"), scratch("p_teacher", hi - lo))
         log_ratio_RV = None
         if any(name in c for name in _NEEDS_LOG_RATIO):
             log_ratio_RV = torch.sub(t_x_RV, x_RV, out=scratch("gap", hi - lo))
-            log_ratio_RV += (row["s_log_z"] - row["t_log_z"])[:, None]
+            log_ratio_RV += row["shift"][:, None]
             log_ratio_RV.nan_to_num_(0.0, torch.inf, -torch.inf)
         _add_divergences(dz_RV, c, row, state, lo, hi, s_RV, t_RV, log_ratio_RV)
     elif "entropy" in c:
         _zero_without_mass(dz_RV, s_RV)
     for name, ids_CK in (("logp", state.chosen_CK), ("topk_logp", state.stats.get("topk_ids"))):
         if name in c and ids_CK is not None:
-            dz_RV.scatter_add_(-1, ids_CK[lo:hi], c[name])
+            _add_onehots(dz_RV, ids_CK[lo:hi], c[name], state.spec)
     if empty_R is not None:
         dz_RV.masked_fill_(empty_R[:, None], 0.0)
     _through_transforms(dz_RV, student, x_RV, row["s_pivot"])
@@ -343,6 +273,14 @@ def _backward_block(
 
 _NEEDS_LOG_RATIO = ("kl_student_teacher", "jsd", "clipped_kl_teacher_student")
 _NEEDS_TEACHER_LOGITS = ("kl_teacher_student", *_NEEDS_LOG_RATIO)
+
+
+def _add_onehots(dz_RV: Tensor, ids_RK: Tensor, coef_RK: Tensor, spec: RowSpec) -> None:
+    """Add the coefficients at the columns that the slice holds."""
+    columns_RK = ids_RK if spec.shard is None else spec.shard.local(ids_RK)
+    vocab = dz_RV.shape[1]
+    held_RK = (columns_RK >= 0) & (columns_RK < vocab)
+    dz_RV.scatter_add_(-1, columns_RK.clamp(0, vocab - 1), coef_RK.masked_fill(~held_RK, 0.0))
 
 
 def _student_factor(

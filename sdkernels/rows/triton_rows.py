@@ -18,10 +18,12 @@ from torch import Tensor
 
 from sdkernels.kernels.gradient import logit_gradient
 from sdkernels.kernels.launch import Logits
-from sdkernels.kernels.merge import merge
-from sdkernels.kernels.mixture import mixture_statistics
-from sdkernels.kernels.statistics import partial_statistics
-from sdkernels.rows.interface import RowSpec, Side
+from sdkernels.kernels.merge import RULES, GateThresholds, merge
+from sdkernels.kernels.mixture import mixture_parts, mixture_statistics
+from sdkernels.kernels.statistics import partial_statistics, statistics_parts
+from sdkernels.rows.interface import RowGate, RowSpec, Side
+from sdkernels.rows.lists import side_by_side, split_lists
+from sdkernels.rows.partials import Partials
 
 # Rows whose logits are copied at once to find a top-k support: 8 MiB of float32.
 TOPK_ELEMENTS = 1 << 21
@@ -49,7 +51,7 @@ class TritonRows:
 
     name = "triton"
 
-    def scratch_bytes(self, tokens: int, vocab: int, compute_dtype: torch.dtype) -> int:
+    def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of the copy from which a top-k support is taken; partial sums are negligible."""
         return 3 * min(_rows_at_once(vocab), max(tokens, 1)) * vocab * 4
 
@@ -60,6 +62,7 @@ class TritonRows:
         chosen_CK: Tensor | None,
         support_CK: Tensor | None,
         spec: RowSpec,
+        gate: RowGate | None = None,
     ) -> tuple[dict[str, Tensor], _State]:
         """Per-token statistics of the chunk; see `rows.interface`."""
         if spec.compute_dtype != torch.float32:
@@ -71,25 +74,27 @@ class TritonRows:
         teacher_logits = None if teacher is None else _logits(teacher)
         if spec.topk is not None:
             source = student if spec.topk_of == "student" or teacher is None else teacher
-            support_CK = _topk(source, spec.topk)
-        ids_CK = _joined(chosen_CK, support_CK)
-        sums = partial_statistics(logits, teacher_logits, ids_CK)
-        stats, rows_CN = merge(
-            sums.partials_CFP,
-            vocab=student.raw_CV.shape[1],
-            ids_CK=ids_CK,
-            chosen_CK=sums.chosen_CK,
-            teacher_chosen_CK=sums.teacher_chosen_CK,
+            support_CK = _topk(source, spec.topk, spec)
+        ids_CK = side_by_side(chosen_CK, support_CK)
+        sums = partial_statistics(logits, teacher_logits, _columns(ids_CK, spec))
+        stats, rows_CN = _merged(
+            Partials(sums.partials_CFP, sums.chosen_CK, sums.teacher_chosen_CK),
+            student.raw_CV.shape[1],
+            ids_CK,
+            spec,
+            gate,
         )
         if teacher_logits is not None and not (spec.jsd_beta is None and spec.entry_clip is None):
+            shard = spec.shard
             stats |= mixture_statistics(
                 logits,
                 teacher_logits,
                 rows_CN,
                 jsd_beta=spec.jsd_beta,
                 entry_clip=spec.entry_clip,
+                join=None if shard is None else lambda sums: shard.join_sums(sums, mixture_parts),
             )
-        _split(stats, chosen_CK, support_CK)
+        split_lists(stats, chosen_CK, support_CK)
         state = _State(student, logits, teacher_logits, spec, rows_CN, chosen_CK, support_CK)
         return stats, state
 
@@ -107,8 +112,8 @@ class TritonRows:
         lists = {"logp": state.chosen_CK, "topk_logp": state.support_CK}
         listed = [name for name in lists if name in coefs]
         for name in listed:
-            ids_CK = _joined(ids_CK, lists[name])
-            ids_coef_CK = _joined(ids_coef_CK, coefs[name].float())
+            ids_CK = side_by_side(ids_CK, lists[name])
+            ids_coef_CK = side_by_side(ids_coef_CK, coefs[name].float())
             taken = coefs[name].float().sum(-1)
             plain = -taken if plain is None else plain - taken
         if plain is not None:
@@ -119,7 +124,7 @@ class TritonRows:
             state.rows_CN,
             per_row,
             out_CV,
-            ids_CK=ids_CK,
+            ids_CK=_columns(ids_CK, spec),
             ids_coef_CK=ids_coef_CK,
             jsd_beta=spec.jsd_beta,
             entry_clip=spec.entry_clip,
@@ -137,42 +142,73 @@ def _logits(side: Side) -> Logits:
     )
 
 
-def _joined(first_CK: Tensor | None, second_CK: Tensor | None) -> Tensor | None:
-    """Both lists side by side, contiguous."""
-    lists = [item for item in (first_CK, second_CK) if item is not None]
-    return torch.cat(lists, dim=-1) if lists else None
+def _columns(ids_CK: Tensor | None, spec: RowSpec) -> Tensor | None:
+    """Ids as columns of the slab, contiguous; those of other slices fall outside of it."""
+    if ids_CK is None or spec.shard is None:
+        return ids_CK
+    return spec.shard.local(ids_CK)
 
 
-def _split(stats: dict[str, Tensor], chosen_CK: Tensor | None, support_CK: Tensor | None) -> None:
-    """Undo `_joined` in the log-probs."""
-    if support_CK is None:
-        return
-    chosen = 0 if chosen_CK is None else chosen_CK.shape[1]
-    stats["topk_ids"] = support_CK
-    for source, target in (("logp", "topk_logp"), ("teacher_logp", "teacher_topk_logp")):
-        if source not in stats:
-            continue
-        both_CK = stats.pop(source)
-        stats[target] = both_CK[:, chosen:]
-        if chosen_CK is not None:
-            stats[source] = both_CK[:, :chosen]
+def _merged(
+    sums: Partials, vocab: int, ids_CK: Tensor | None, spec: RowSpec, gate: RowGate | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Statistics and numbers per row, of all slices of the vocabulary, and `direction`."""
+    if spec.shard is not None:
+        columns_CK, shard = _columns(ids_CK, spec), spec.shard
+        held = [
+            None if item is None or columns_CK is None else _held(item, columns_CK, vocab)
+            for item in (sums.chosen_CK, sums.teacher_chosen_CK)
+        ]
+        sums = shard.join(Partials(sums.partials_CFP, *held), statistics_parts)
+        vocab = shard.total
+    thresholds = _thresholds(gate)
+    stats, rows_CN = merge(
+        sums.partials_CFP,
+        vocab=vocab,
+        ids_CK=ids_CK,
+        chosen_CK=sums.chosen_CK,
+        teacher_chosen_CK=sums.teacher_chosen_CK,
+        gate=thresholds,
+    )
+    if gate is not None and thresholds is None:
+        stats["direction"] = gate.direction(stats["entropy"], gate.tau_C, gate.sigma_C)
+    return stats, rows_CN
+
+
+def _held(chosen_CK: Tensor, columns_CK: Tensor, vocab: int) -> Tensor:
+    """0 where the slice does not hold the id: the kernel writes nothing there."""
+    return chosen_CK.masked_fill((columns_CK < 0) | (columns_CK >= vocab), 0.0)
+
+
+def _thresholds(gate: RowGate | None) -> GateThresholds | None:
+    """The gate as the merge's epilogue takes it; None where only its own function will do."""
+    if gate is None or gate.rule not in RULES or gate.tau_C is None:
+        return None
+    if gate.rule == "tanh" and gate.sigma_C is None:
+        return None  # its function says what is missing
+    sigma_C = None if gate.sigma_C is None else gate.sigma_C.float().contiguous()
+    return GateThresholds(gate.rule, gate.tau_C.float().contiguous(), sigma_C)
 
 
 def _rows_at_once(vocab: int) -> int:
     return max(1, TOPK_ELEMENTS // max(vocab, 1))
 
 
-def _topk(side: Side, k: int) -> Tensor:
+def _topk(side: Side, k: int, spec: RowSpec) -> Tensor:
     """Ids of the k largest logits of each row, largest first, `[C, k]`.
 
     Temperature is positive and the softcap increasing, so neither changes the order.
     """
-    ids = []
+    values, columns = [], []
     for raw_RV in side.raw_CV.split(_rows_at_once(side.raw_CV.shape[1])):
         z_RV = raw_RV.float()
         if side.bias_V is not None:
             z_RV = z_RV + side.bias_V
         if side.scale < 0:
             z_RV = -z_RV
-        ids.append(z_RV.topk(k, dim=-1).indices)
-    return torch.cat(ids)
+        found = z_RV.topk(min(k, z_RV.shape[1]), dim=-1)
+        values.append(found.values)
+        columns.append(found.indices)
+    if spec.shard is None:
+        return torch.cat(columns)
+    return spec.shard.topk(torch.cat(values), torch.cat(columns), k)

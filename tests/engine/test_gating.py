@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.logit_problems import DEVICE
 from torch import Tensor
 
 import sdkernels as sd
 from sdkernels.gates import DirectionAdaptive, EntropySign
+from sdkernels.testing import assert_close_to_reference
 
 B, L, D, V = 3, 20, 6, 31
 GENERATOR = torch.Generator().manual_seed(0)
@@ -91,3 +93,62 @@ def test_thresholds_of_another_shape_are_refused() -> None:
     fine = GATES["smooth"].bind(torch.rand(B, L), torch.ones(B, L, dtype=torch.bool))
     with pytest.raises(ValueError, match=re.escape("gate.sigma: expected the shape of the tok")):
         sd.token_stats(HIDDEN, WEIGHT, gate=dataclasses.replace(fine, sigma=torch.ones(L)))
+
+
+@pytest.mark.parametrize(("name", "mask"), [("quantile", MASK), ("smooth", None)])
+def test_the_kernels_epilogue_writes_what_the_torch_rows_write(
+    name: str, mask: Tensor | None
+) -> None:
+    exact_entropy = torch.distributions.Categorical(logits=HIDDEN @ WEIGHT.t()).entropy()
+    bound = GATES[name].bind(exact_entropy, MASK)
+
+    class KernelOnly(type(bound)):  # type: ignore[misc]
+        def direction(self, *_: Any) -> Tensor:
+            raise AssertionError("direction was computed outside of the kernel")
+
+    settings: dict[str, Any] = {"mask": mask, "chunk_bytes": 6_000}
+    hidden, weight = HIDDEN.float().to(DEVICE), WEIGHT.float().to(DEVICE)
+    gates = {
+        cls: cls(bound.rule, bound.tau.float().to(DEVICE), _float(bound.sigma))
+        for cls in (KernelOnly, type(bound))
+    }
+    if mask is not None:
+        settings["mask"] = mask.to(DEVICE)
+    found = sd.token_stats(hidden, weight, gate=gates[KernelOnly], backend="triton", **settings)
+    plain = sd.token_stats(hidden, weight, gate=gates[type(bound)], backend="torch", **settings)
+    exact = sd.token_stats(HIDDEN, WEIGHT, gate=bound, mask=mask).direction
+    if bound.rule == "sign":
+        assert torch.equal(found.direction, plain.direction)
+        assert torch.equal(found.direction.double().cpu(), exact)
+    else:
+        assert_close_to_reference(found.direction, exact.to(DEVICE), plain.direction)
+    loss, reported = sd.token_loss(
+        hidden,
+        weight,
+        lambda s, tok: s.direction * s.entropy,
+        gate=gates[KernelOnly],
+        backend="triton",
+        **settings,
+    )
+    assert torch.equal(reported.direction, found.direction)
+    torch.testing.assert_close(loss, (plain.direction * plain.entropy).sum())
+
+
+def _float(sigma: Tensor | None) -> Tensor | None:
+    return None if sigma is None else sigma.float().to(DEVICE)
+
+
+def test_a_gate_with_a_rule_of_its_own_is_asked_on_every_backend() -> None:
+    @dataclasses.dataclass
+    class Cubic:
+        tau: Tensor
+        sigma: None = None
+
+        def direction(self, entropy: Tensor, tau: Tensor, sigma: Tensor | None) -> Tensor:
+            return (tau - entropy) ** 3
+
+    hidden, weight = HIDDEN.float().to(DEVICE), WEIGHT.float().to(DEVICE)
+    gate = Cubic(torch.full((B, L), 2.5, device=DEVICE))
+    for backend in ("torch", "triton"):
+        stats = sd.token_stats(hidden, weight, gate=gate, backend=backend)
+        assert torch.equal(stats.direction, (2.5 - stats.entropy) ** 3)

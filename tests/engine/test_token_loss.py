@@ -102,7 +102,7 @@ def test_chunks_change_nothing(name: str, tokens: int) -> None:
 def test_shapes_around_a_block(
     T: int, V: int, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sdkernels.rows.torch_rows.BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("sdkernels.rows.blocks.BLOCK_ELEMENTS", elements)
     assert_loss_exact(make_problem((T,), V=V, topk=min(3, V)), everything_loss)
 
 

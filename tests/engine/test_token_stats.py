@@ -100,7 +100,7 @@ def test_upstream_gradients_that_are_not_contiguous(kind: str) -> None:
 
 
 def test_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdkernels.rows.torch_rows.BLOCK_ELEMENTS", 50)
+    monkeypatch.setattr("sdkernels.rows.blocks.BLOCK_ELEMENTS", 50)
     problem = make_problem(mask=MASK)
     assert_grads_exact(problem, upstream_of(problem), chunk_bytes=8000)
     assert_stats_exact(problem, problem.engine_stats(chunk_bytes=8000))

@@ -58,7 +58,7 @@ def grads(problem: Problem, value: Tensor, upstream: Tensor) -> dict[str, Tensor
 @pytest.mark.parametrize("elements", [1, 5 * V, 10**6])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_in_float64(family: str, elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdkernels.rows.torch_rows.BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr("sdkernels.rows.blocks.BLOCK_ELEMENTS", elements)
     problem = problem_of(FAMILIES[family](T, D, V, dtype=torch.float64))
     # What the oracle itself loses: it adds the offset of 512, or forms a logit near 800.
     rtol = 1e-10 if family in ("constant_shift", "near_minus_100", "near_plus_100") else 1e-12
@@ -358,11 +358,12 @@ def test_only_owned_slabs_are_written_to(owned: bool, slab: torch.dtype) -> None
 
 def test_scratch_grows_with_the_chunk_to_a_limit() -> None:
     sizes = [
-        TorchRows().scratch_bytes(n, 1000, torch.float32) for n in (1, 8, 9, 100, 10**5, 10**6)
+        TorchRows().scratch_bytes(n, 1000, RowSpec(torch.float32))
+        for n in (1, 8, 9, 100, 10**5, 10**6)
     ]
     assert sizes == sorted(sizes)
     assert sizes[-1] == sizes[-2]
-    assert TorchRows().scratch_bytes(1, 10**6, torch.float64) >= 8 * 10**6
+    assert TorchRows().scratch_bytes(1, 10**6, RowSpec(torch.float64)) >= 8 * 10**6
 
 
 def test_a_huge_vocabulary_with_one_token() -> None:
