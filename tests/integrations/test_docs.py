@@ -1,0 +1,35 @@
+"""The how-to pages of the integrations run."""
+
+import re
+from pathlib import Path
+
+from helpers import trl_runs as runs
+from helpers.tiny_models import byte_tokenizer, tiny_causal_lm
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def run_page(name: str, namespace: dict[str, object]) -> dict[str, object]:
+    """Execute the Python blocks of a page in order."""
+    text = (DOCS / name).read_text(encoding="utf-8")
+    found = re.findall(r"^```python\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    assert found
+    for block in found:
+        exec(compile(block, name, "exec"), namespace)
+    return namespace
+
+
+def test_trl(tmp_path: Path) -> None:
+    settings = runs.arguments(tmp_path, max_steps=1, num_generations=4, max_completion_length=4)
+    namespace = run_page(
+        "trl.md",
+        {
+            "settings": settings,
+            "model": runs.saved(tiny_causal_lm(), tmp_path),
+            "reward": runs.reward_even,
+            "dataset": runs.prompts(),
+            "tokenizer": byte_tokenizer(),
+        },
+    )
+    assert not namespace["undo"].active
+    assert namespace["trainer"].state.global_step == 1
