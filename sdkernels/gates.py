@@ -7,6 +7,8 @@ or batch, so a gate is bound to a batch first; the direction of a token then nee
     bound = gate.bind(entropy_BL, mask_BL)
     direction = bound.direction(entropy, tau, sigma)
 
+`Schmitt` alone looks at whole optimisation steps: it is one switch for all tokens.
+
 Nothing here carries a gradient. Shape letters: B sequences, L tokens; a single row `[L]` is one
 sequence. Sequences packed into one row must be bound before packing: the packed thresholds then go
 into `dataclasses.replace(bound, tau=..., sigma=...)`.
@@ -15,8 +17,9 @@ into `dataclasses.replace(bound, tau=..., sigma=...)`.
 from __future__ import annotations
 
 import math
+import statistics
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -224,6 +227,87 @@ class DirectionAdaptive:
         else:
             spread_R = deviation_RL.abs().sum(dim=-1) / count_R
         return spread_R + SIGMA_EPS_NATS
+
+
+class Schmitt:
+    """Switch for all tokens at once, with hysteresis, on one mean entropy per optimiser step.
+
+    AntiSD (2605.11609) watches the *teacher's* entropy: off when it falls below `off_ratio` times
+    its warm-up value, on again once it is back at `on_ratio` times. With `off_ratio` > `on_ratio`
+    it is a ceiling instead: off above, on again at or below. On during warm-up.
+
+    It has a state and looks at one step at a time, so whoever trains feeds it:
+
+        token_loss(..., gate=gate)      # direction 1 (on) or 0 (off)
+        gate.update(mean_entropy)       # after the step, for the next one
+
+    Args:
+        off_ratio: switches off beyond this multiple of the warm-up median.
+        on_ratio: switches on again at this multiple (the paper: 1; its launch script: 1.07).
+        warmup_steps: entropies whose median is the reference.
+
+    Raises:
+        ValueError: ratios that are not positive or are equal, no warm-up.
+    """
+
+    rule: Rule = "sign"
+    needs_entropy = False
+
+    def __init__(
+        self, off_ratio: float = 0.93, on_ratio: float = 1.0, *, warmup_steps: int = 5
+    ) -> None:
+        for name, ratio in (("off_ratio", off_ratio), ("on_ratio", on_ratio)):
+            if isinstance(ratio, bool) or not (math.isfinite(ratio) and ratio > 0):
+                raise ValueError(f"{name}={ratio} is not accepted; give a number > 0")
+        if off_ratio == on_ratio:
+            raise ValueError(
+                f"off_ratio={off_ratio} and on_ratio={on_ratio} leave no hysteresis; give "
+                "on_ratio above off_ratio for a floor, below it for a ceiling"
+            )
+        if isinstance(warmup_steps, bool) or warmup_steps < 1:
+            raise ValueError(
+                f"warmup_steps={warmup_steps} is not accepted; give a whole number >= 1"
+            )
+        self.off_ratio, self.on_ratio = float(off_ratio), float(on_ratio)
+        self.warmup_steps = warmup_steps
+        self.is_on = True
+        self._warmup_nats: list[float] = []
+
+    @property
+    def reference_nats(self) -> float | None:
+        """Median entropy of the warm-up; None until it is over."""
+        if len(self._warmup_nats) < self.warmup_steps:
+            return None
+        return statistics.median(self._warmup_nats)
+
+    def update(self, entropy: float) -> bool:
+        """Take the mean entropy of a step, in nats; returns whether the gate is on from now on."""
+        entropy = _nats("entropy", entropy)
+        reference = self.reference_nats
+        if reference is None:
+            self._warmup_nats.append(entropy)
+            return self.is_on
+        # Mirrored, a ceiling is a floor.
+        side = 1.0 if self.off_ratio < self.on_ratio else -1.0
+        if side * entropy < side * self.off_ratio * reference:
+            self.is_on = False
+        elif side * entropy >= side * self.on_ratio * reference:
+            self.is_on = True
+        return self.is_on
+
+    def bind(self, entropy_BL: Tensor | None, mask_BL: Tensor) -> BoundGate:
+        """The same direction for every token of this batch: 1 if on, 0 if off."""
+        sigma = _full(mask_BL, 1.0 if self.is_on else 0.0)
+        return BoundGate(self.rule, _full(mask_BL, math.inf), sigma)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs."""
+        return {"is_on": self.is_on, "warmup_nats": list(self._warmup_nats)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.is_on = bool(state["is_on"])
+        self._warmup_nats = [float(value) for value in state["warmup_nats"]]
 
 
 def gap_scale(gap_BL: Tensor, mask_BL: Tensor, eps: float = 1e-6) -> Tensor:

@@ -10,9 +10,11 @@ A recipe goes into the engine like this:
 # Importing a recipe's module is what registers it.
 from sdkernels.gates import gap_scale
 from sdkernels.recipes import (
+    antisd,
     cepo,
     dasd,
     distill_sampled,
+    eopd,
     gkd,
     grpo,
     nll,
@@ -20,8 +22,10 @@ from sdkernels.recipes import (
     rlcsd,
     rlrt,
     rlsd,
+    rosd,
     sdft,
     sdpo,
+    srpo,
 )
 from sdkernels.recipes.inputs import aggregate, group_advantages, skip_first_tokens
 from sdkernels.recipes.registry import Recipe, get, names, register, table
@@ -37,9 +41,11 @@ __all__ = [
     "skip_first_tokens",
     "table",
     # the modules of the recipes
+    "antisd",
     "cepo",
     "dasd",
     "distill_sampled",
+    "eopd",
     "gkd",
     "grpo",
     "nll",
@@ -47,6 +53,8 @@ __all__ = [
     "rlcsd",
     "rlrt",
     "rlsd",
+    "rosd",
     "sdft",
     "sdpo",
+    "srpo",
 ]

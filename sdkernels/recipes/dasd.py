@@ -121,4 +121,10 @@ def dasd(
     needs = {"teacher", "old_logp", "gate"} | ({"rewards", "group"} if "adv" in inputs else set())
     # The push needs a JSD even where the pull is one of the KLs.
     engine = {} if alpha is None else {"jsd_beta": 0.5 if alpha in (0.0, 1.0) else alpha}
-    return Body(per_token, frozenset(needs), frozenset(inputs), engine)
+    return Body(
+        per_token,
+        frozenset(needs),
+        frozenset(inputs),
+        engine,
+        gates=("direction_adaptive", "entropy_sign"),
+    )

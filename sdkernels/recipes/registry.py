@@ -39,6 +39,7 @@ OPTIONAL = {
     "old_logp": "log-prob under the policy that sampled; without it: the current policy sampled",
     "signal": "1 where the teacher saw a context, else 0; without it: everywhere",
     "strength": "factor in [0, 1] that a schedule or gate puts on this step; without it: 1",
+    "suffix": "0 before the first error of a wrong response, else 1; without it: 1",
     "batch_mean": "mean of recipe.batch_quantity over the batch; without it: not normalised",
 }
 
@@ -61,6 +62,7 @@ class Body:
         skips_failed_groups: groups without any success are left out.
         context: name and settings of the context that the source trains with, where the recipe
             makes little sense with another.
+        gates: kinds of gate it can use (names of `sdkernels train --gate`), the default first.
     """
 
     per_token: LossFn
@@ -73,6 +75,7 @@ class Body:
     anchored: bool = False
     skips_failed_groups: bool = False
     context: tuple[str, dict[str, Any]] | None = None
+    gates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class Recipe:
         defaults: the settings' defaults.
         summary: one line.
         source: where the formula and the defaults come from.
-        schedule, batch_quantity, anchored, skips_failed_groups, context: what a trainer has to
-            know; see `Body`.
+        schedule, batch_quantity, anchored, skips_failed_groups, context, gates: what a trainer has
+            to know; see `Body`.
     """
 
     name: str
@@ -109,6 +112,7 @@ class Recipe:
     anchored: bool
     skips_failed_groups: bool
     context: tuple[str, dict[str, Any]] | None
+    gates: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -169,6 +173,7 @@ def get(name: str, **cfg: Any) -> Recipe:
         anchored=body.anchored,
         skips_failed_groups=body.skips_failed_groups,
         context=body.context,
+        gates=body.gates,
     )
 
 

@@ -20,7 +20,7 @@ TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
 ROLLOUT_BACKENDS = ("transformers", "server")
 ADVANTAGE_SCALES = ("group", "none")
 AGGREGATIONS = ("token_mean", "sequence_mean")
-GATES = ("direction_adaptive", "entropy_sign")
+GATES = ("direction_adaptive", "entropy_sign", "schmitt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -213,7 +213,8 @@ class SelfDistillConfig(TrainingArguments):
         "group", "Divide advantages by the group's standard deviation (group) or not (none)."
     )
     gate: str | None = _setting(
-        None, f"Entropy gate of recipes that need one: {', '.join(GATES)}; None: {GATES[0]}."
+        None,
+        f"Entropy gate of recipes that need one: {', '.join(GATES)}; None: the recipe's own.",
     )
     gate_args: dict | str | None = _setting(
         None, "Settings of the gate, as JSON or key=value,key=value."

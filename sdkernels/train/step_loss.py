@@ -100,11 +100,13 @@ class StepLoss:
             }
             if "old_logp" in self.recipe.needs and batch.old_logp_N is not None:
                 tokens["old_logp"] = batch.old_logp_N
-            gate = None if thresholds is None else thresholds.gate
+            gate: gates.Gate | gates.BoundGate | None = (
+                self.gate if thresholds is None else thresholds.gate
+            )
             if self._needs_statistics_first(thresholds):
                 before = self._statistics(hidden_ND, head, batch, teacher)
                 mask_BL = batch.unpack(batch.keep_N)
-                if self.gate is not None and gate is None:
+                if self.gate is not None and thresholds is None:
                     gate = self.thresholds(batch, before.entropy).gate
                 if "gap_scale" in self.recipe.inputs:
                     gap_BL = batch.unpack(before.teacher_logp - before.logp)
@@ -147,7 +149,7 @@ class StepLoss:
             return HiddenTeacher(hidden_ND.detach(), self._head(network))
 
     def _needs_statistics_first(self, thresholds: Thresholds | None) -> bool:
-        unbound = self.gate is not None and thresholds is None
+        unbound = self.gate is not None and thresholds is None and self.gate.needs_entropy
         return unbound or "gap_scale" in self.recipe.inputs
 
     def _statistics(
@@ -179,15 +181,23 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
     """The gate that the settings name, for recipes that need one.
 
     Raises:
-        ValueError: a gate for a recipe that has no use for it.
+        ValueError: a gate for a recipe that has no use for it, or for this one.
     """
     if "gate" not in recipe.needs:
-        if config.gate is not None:
-            raise ValueError(
-                f"gate={config.gate!r} has no effect with recipe {recipe.name!r}; leave it out"
-            )
+        for name in ("gate", "gate_args"):
+            if getattr(config, name) is not None:
+                raise ValueError(
+                    f"{name}={getattr(config, name)!r} has no effect with recipe {recipe.name!r} "
+                    "as it is set; leave it out"
+                )
         return None
+    kind = config.gate or recipe.gates[0]
+    if kind not in recipe.gates:
+        raise ValueError(
+            f"gate={kind!r} does not go with recipe {recipe.name!r}, which takes "
+            f"{' or '.join(map(repr, recipe.gates))}"
+        )
     settings = config.mapping("gate_args")
-    if config.gate == "entropy_sign":
+    if kind == "entropy_sign":
         return gates.EntropySign(**(settings or {"quantile": 0.8}))
-    return gates.DirectionAdaptive(**settings)
+    return gates.Schmitt(**settings) if kind == "schmitt" else gates.DirectionAdaptive(**settings)

@@ -33,6 +33,12 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("rlrt", {}),
     ("cepo", {}),
     ("rlcsd", {}),
+    ("srpo", {}),
+    ("srpo", {"route": "advantage", "support": "student_topk", "topk": 5}),
+    ("antisd", {}),
+    ("rosd", {}),
+    ("eopd", {}),
+    ("eopd", {"base": "sampled", "topk": 5, "tail": True}),
     ("dasd", {}),
     ("dasd", {"push_all_fail": False}),
     ("dasd", {"form": "full_vocab"}),
@@ -78,7 +84,9 @@ def test_a_recipe_says_what_it_is(name: str, cfg: dict[str, Any]) -> None:
 
 
 def test_an_unknown_recipe_gets_the_nearest_name() -> None:
-    with pytest.raises(ValueError, match=r"unknown recipe: 'gropo'; did you mean 'grpo'\?.* sdpo"):
+    with pytest.raises(
+        ValueError, match=r"unknown recipe: 'gropo'; did you mean 'grpo' or 'srpo'\?.* sdpo"
+    ):
         recipes.get("gropo")
     with pytest.raises(ValueError, match=r"setting of recipe 'grpo': 'cliphigh'.*'clip_high'"):
         recipes.get("grpo", cliphigh=0.3)
