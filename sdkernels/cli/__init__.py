@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "train the embedded SmolLM2 under six conditions and write a report",
     "train": "train a model by self-distillation (YAML file and flags)",
     "eval": "accuracy, length, markers and entropy of a model on a problem set",
+    "data": "make training data: sample verified traces, select examples by IFD",
     "report": "build report.html, plots and summary.json from run folders",
     "contexts": "list what a teacher can be shown; render one on a sample",
     "recipes": "list the losses with their settings and sources",

@@ -17,7 +17,7 @@ from sdkernels import recipes
 from sdkernels.train.settings import as_mapping, check_choice, check_kind
 
 TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
-ROLLOUT_BACKENDS = ("transformers", "server")
+ROLLOUT_BACKENDS = ("transformers", "server", "dataset")
 ADVANTAGE_SCALES = ("group", "none")
 AGGREGATIONS = ("token_mean", "sequence_mean")
 GATES = ("direction_adaptive", "entropy_sign", "schmitt")
@@ -173,7 +173,9 @@ class SelfDistillConfig(TrainingArguments):
         False, "Leave rollouts that hit max_completion_length out of the loss."
     )
     rollout_backend: str = _setting(
-        "transformers", f"Who samples: {' or '.join(ROLLOUT_BACKENDS)}."
+        "transformers",
+        f"Who samples: {', '.join(ROLLOUT_BACKENDS)}. dataset: nobody, the response is the field "
+        "`solution` (supervised fine-tuning with recipe nll, off-policy distillation).",
     )
     rollout_batch_size: int | None = _setting(
         None, "Sequences generated at once; None: all of the step."
@@ -395,6 +397,11 @@ class SelfDistillConfig(TrainingArguments):
         if self.rollout_backend == "server" and not self.rollout_server_url:
             raise ValueError(
                 "rollout_backend='server' needs rollout_server_url, e.g. http://localhost:8000/v1"
+            )
+        if self.rollout_backend == "dataset" and self.num_generations != 1:
+            raise ValueError(
+                f"num_generations={self.num_generations}: with rollout_backend='dataset' an "
+                "example has one response, its `solution`; set num_generations=1"
             )
         if self.remove_unused_columns:
             raise ValueError(

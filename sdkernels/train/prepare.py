@@ -17,6 +17,7 @@ from sdkernels.contexts import Context, Example, Rollout, Services, build_batch,
 from sdkernels.recipes import Recipe
 from sdkernels.train.batch import Row, mask_rows, set_weights
 from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.dataset_rollout import DatasetRollout
 from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_length, where
 from sdkernels.train.rollout import RolloutBackend, Sample, Sampling, derived_seed
 from sdkernels.train.rollout_metrics import add_rollout_metrics
@@ -89,6 +90,8 @@ class StepBuilder:
         """
         if not examples:
             raise ValueError("the dataset is empty: there is no example to train on")
+        if isinstance(self.backend, DatasetRollout):
+            self.backend.check(examples)
         for example in examples:
             if example.answer is not None or self.needs_rewards:
                 kind_of(example)
@@ -115,12 +118,7 @@ class StepBuilder:
         """Rows of all examples, `num_generations` in a row for each; weights are not set yet."""
         prompts_ids = [self.student.ids(example.prompt) for example in examples]
         with timers.section("rollout"):
-            groups = self.backend.generate(
-                prompts_ids,
-                self.config.num_generations,
-                sampling_of(self.config),
-                seed=derived_seed(self.config.seed, "rollout", step, rank),
-            )
+            groups = self._responses(examples, prompts_ids, step=step, rank=rank)
             rows = [
                 self._row(example, index, sample, ids)
                 for example, ids, group in zip(examples, prompts_ids, groups, strict=True)
@@ -161,6 +159,18 @@ class StepBuilder:
     def weigh(self, rows: Sequence[Row], mask_BL: Tensor, num_items: int | float) -> None:
         """Set the rows' weights for a denominator over the whole optimisation step."""
         set_weights(rows, mask_BL, recipes.aggregate(mask_BL, self.config.aggregation, num_items))
+
+    def _responses(
+        self, examples: Sequence[Example], prompts_ids: list[list[int]], *, step: int, rank: int
+    ) -> list[list[Sample]]:
+        if isinstance(self.backend, DatasetRollout):
+            return self.backend.responses(examples, sampling_of(self.config))
+        return self.backend.generate(
+            prompts_ids,
+            self.config.num_generations,
+            sampling_of(self.config),
+            seed=derived_seed(self.config.seed, "rollout", step, rank),
+        )
 
     def _row(self, example: Example, index: int, sample: Sample, prompt_ids: list[int]) -> Row:
         row = Row(example, self._rollout(example, index, sample), prompt_ids)

@@ -20,6 +20,7 @@ from sdkernels.contexts import Example, Services
 from sdkernels.engine import TokenStats
 from sdkernels.train.batch import MicroBatch, Row
 from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.dataset_rollout import DatasetRollout
 from sdkernels.train.evaluation import evaluate
 from sdkernels.train.forward import run_inside_forward
 from sdkernels.train.hooks import StepHooks, use_compact_progress
@@ -92,12 +93,7 @@ class SelfDistillTrainer(RolloutTrainer):
             max_context_tokens=context_limit(args, window),
             pool=train_dataset,
         )
-        backend = rollout or TransformersRollout(
-            lambda: self.unwrapped,
-            processing_class,
-            batch_size=args.rollout_batch_size,
-            should_stop=self.abandon_if_asked,
-        )
+        backend = rollout or self._make_backend(args, processing_class)
         self.builder = StepBuilder(
             args, processing_class, recipe, context, backend, services, window=window
         )
@@ -132,6 +128,16 @@ class SelfDistillTrainer(RolloutTrainer):
     def unwrapped(self) -> Any:
         """The student without the wrappers of distribution and mixed precision."""
         return self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=True)
+
+    def _make_backend(self, args: SelfDistillConfig, tokenizer: Any) -> RolloutBackend:
+        if args.rollout_backend == "dataset":
+            return DatasetRollout(tokenizer)
+        return TransformersRollout(
+            lambda: self.unwrapped,
+            tokenizer,
+            batch_size=args.rollout_batch_size,
+            should_stop=self.abandon_if_asked,
+        )
 
     @staticmethod
     def _make_teacher(

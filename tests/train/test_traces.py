@@ -1,0 +1,164 @@
+"""Verified answers as a data set, and the way back through `--dataset`."""
+
+import json
+
+import pytest
+
+from sdkernels import contexts
+from sdkernels.cli import main
+from sdkernels.train import load_examples
+from sdkernels.train.rollout import Sample, Sampling
+from sdkernels.train.traces import sample_traces, write_examples
+
+
+class Scripted:
+    """A rollout backend that answers from a list and remembers what it was asked."""
+
+    def __init__(self, tokenizer, answers):
+        self.tokenizer, self.answers = tokenizer, answers
+
+    def generate(self, prompts_ids, num_generations, sampling, *, seed):
+        self.prompts = [self.tokenizer.decode(ids) for ids in prompts_ids]
+        self.seed = seed
+        return [
+            [Sample([7] * len(text), text, truncated=text.endswith("...")) for text in group]
+            for group in self.answers
+        ]
+
+
+ANSWERS = [
+    ["Answer: 3", "Answer: 4", "so 3... Answer: 3..."],
+    ["Answer: 9", "Answer: 8", "Answer: 7."],
+]
+
+
+def traces(tokenizer, examples, context="none", **settings):
+    backend = Scripted(tokenizer, ANSWERS)
+    found = sample_traces(
+        None, tokenizer, examples, contexts.get(context), k=3, rollout=backend, **settings
+    )
+    return found, backend
+
+
+def test_correct_and_whole_answers_are_kept(tokenizer, make_problems):
+    examples = make_problems(2)  # 1+2, 2+5
+    found, backend = traces(tokenizer, examples)
+    assert [(trace.id, trace.solution) for trace in found] == [
+        ("add-0#0", "Answer: 3"),
+        ("add-1#2", "Answer: 7."),
+    ]
+    assert found[0].prompt == examples[0].prompt
+    assert found[0].metadata == {
+        "problem": "add-0",
+        "context": "none",
+        "correct": True,
+        "truncated": False,
+        "num_tokens": 9,
+    }
+    assert all(
+        example.solution not in prompt
+        for example, prompt in zip(examples, backend.prompts, strict=True)
+    )
+
+
+def test_a_guided_trace_forgets_what_guided_it(tokenizer, make_problems):
+    examples = make_problems(2)
+    found, backend = traces(tokenizer, examples, "reference_solution", keep="all", per_problem=2)
+    assert [trace.id for trace in found] == ["add-0#0", "add-0#1", "add-1#0", "add-1#1"]
+    for example, prompt in zip(examples, backend.prompts, strict=True):
+        assert example.solution.split("</think>")[1] in prompt
+    assert all(trace.prompt == examples[i // 2].prompt for i, trace in enumerate(found))
+
+
+def test_written_traces_load_as_training_data(tokenizer, make_problems, tmp_path):
+    found, _ = traces(tokenizer, make_problems(2))
+    file = tmp_path / "new" / "traces.jsonl"
+    write_examples(file, found)
+    loaded = load_examples(file, require=("solution", "answer"))
+    for ours, theirs in zip(found, loaded, strict=True):
+        for name in ("id", "prompt", "answer", "solution", "hint", "task"):
+            assert getattr(ours, name) == getattr(theirs, name)
+    assert json.loads(file.read_text().splitlines()[0])["about"]["problem"] == "add-0"
+
+
+@pytest.mark.parametrize(
+    ("context", "settings", "message"),
+    [
+        ("sibling_solution", {}, "made of group: traces need a context"),
+        ("none", {"keep": "best"}, "keep='best': expected one of correct, all"),
+        ("none", {"per_problem": 0}, "per_problem=0"),
+    ],
+)
+def test_bad_input(context, settings, message, tokenizer, make_problems):
+    with pytest.raises(ValueError, match=message):
+        traces(tokenizer, make_problems(2), context, **settings)
+
+
+def test_from_problems_to_a_fine_tuned_model(model_folder, tmp_path, capsys):
+    """`sdkernels data traces`, `data select` and `train`, end to end on a tiny model."""
+    source = tmp_path / "problems.jsonl"
+    lines = [
+        {"prompt": f"{i}+1?", "answer": str(i + 1), "solution": f"It is {i + 1}."} for i in range(4)
+    ]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    raw, chosen = tmp_path / "raw.jsonl", tmp_path / "chosen.jsonl"
+    model = ["--model", str(model_folder)]
+    small = ["--k", "2", "--max-new-tokens", "12", "--keep", "all"]
+    assert (
+        main(["data", "traces", *model, "--dataset", str(source), "--out", str(raw), *small]) == 0
+    )
+    assert "8 of 8 answers" in capsys.readouterr().out
+    assert main(["data", "select", str(raw), *model, "--keep", "0.5", "--out", str(chosen)]) == 0
+    assert "4 of 8" in capsys.readouterr().out
+    train = ["--recipe", "nll", "--context", "none", "--rollout_backend", "dataset", "--steps", "1"]
+    size = ["--num_generations", "1", "--max_completion_length", "40", "--use_cpu", "true"]
+    out = ["--out", str(tmp_path / "run")]
+    assert main(["train", *model, "--dataset", str(chosen), *train, *size, *out]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["recipe"] == "nll"
+    assert summary["last"]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["traces", "--dataset", "x.jsonl", "--out", "y.csv"], "expected a .jsonl file"),
+        (["select", "a.jsonl", "--by", "idf", "--out", "y.jsonl"], "expected one of ifd, r_ifd"),
+        (["select", "a.jsonl", "--only-second", "--out", "y.jsonl"], "is for two versions"),
+        (
+            ["select", "a.jsonl", "b.jsonl", "--keep", "0.1", "--out", "y.jsonl"],
+            "is for one data set",
+        ),
+        (["select", "a.jsonl", "b.jsonl", "c.jsonl", "--out", "y.jsonl"], "got 3 files"),
+    ],
+)
+def test_wrong_flags(arguments, message, capsys):
+    assert main(["data", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nothing_kept_says_what_to_change(model_folder, tmp_path, capsys):
+    source = tmp_path / "problems.jsonl"
+    source.write_text(json.dumps({"prompt": "1+1?", "answer": "123456789"}) + "\n")
+    out = tmp_path / "out.jsonl"
+    arguments = ["--model", str(model_folder), "--dataset", str(source), "--out", str(out)]
+    assert main(["data", "traces", *arguments, "--k", "1", "--max-new-tokens", "4"]) == 2
+    assert "none of 1 answers was kept" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_sampling_reaches_the_backend(tokenizer, make_problems):
+    seen = {}
+
+    class Backend(Scripted):
+        def generate(self, prompts_ids, num_generations, sampling, *, seed):
+            seen.update(k=num_generations, sampling=sampling)
+            return super().generate(prompts_ids, num_generations, sampling, seed=seed)
+
+    sampling = Sampling(max_new_tokens=5, temperature=0.6)
+    examples = make_problems(2)
+    sample_traces(
+        None, tokenizer, examples, contexts.get("none"), k=3, sampling=sampling,
+        rollout=Backend(tokenizer, ANSWERS),
+    )  # fmt: skip
+    assert seen == {"k": 3, "sampling": sampling}
