@@ -229,11 +229,13 @@ def merge(
     this one read, `[C, N]`.
 
     Args:
-        partials_CFP: float32, from one tensor or joined from several along the last dimension.
+        partials_CFP: float32, any layout, from one tensor or joined from several along the last
+            dimension.
         vocab: ids from 0 to `vocab` - 1 are known.
         ids_CK, chosen_CK, teacher_chosen_CK: int64 ids and the logits of those the parts hold.
         gate: also write `direction`.
     """
+    partials_CFP = partials_CFP.contiguous()
     tokens, fields, parts = partials_CFP.shape
     pair = fields == PAIR_FIELDS
     num_ids = 0 if ids_CK is None else ids_CK.shape[1]

@@ -197,7 +197,7 @@ def mixture_statistics(
             **OPTIONS,
         )
         if join is not None:
-            sums_C4P = join(sums_C4P)
+            sums_C4P = join(sums_C4P).contiguous()
             parts = sums_C4P.shape[-1]
         merge_mixture_kernel[(tokens,)](
             sums_C4P,

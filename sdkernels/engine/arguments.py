@@ -23,6 +23,7 @@ from sdkernels.engine.chunks import (
 from sdkernels.engine.heads import LMHead, as_head, is_dtensor
 from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.problem import Problem, flat_view
+from sdkernels.engine.sharding import check_same_everywhere
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
 from sdkernels.rows import RowSpec, resolve_backend
 
@@ -73,10 +74,19 @@ def build_problem(
     rows = resolve_backend(backend, device, spec.compute_dtype)
     dz_dtype = logits_gradient_dtype(rows.name, hidden.dtype, head.weight.dtype)
     spec = replace(spec, gradient_dtype=dz_dtype)
-    budget_bytes = _budget(chunk_bytes, device)
+    budget_bytes = _budget(chunk_bytes, device, head)
     teacher_size = _teacher_size(teacher)
     widest = max(head.hidden_size, teacher_size)
     cast_rows = cast_rows_within(budget_bytes, widest, spec.compute_dtype)
+    # Chunks must be the same on every rank, so they are planned for the widest slice.
+    columns = head.vocab if head.shard is None else head.shard.widest
+    if debug and head.shard is not None:
+        check_same_everywhere(
+            head.shard,
+            hidden,
+            {"targets": ids_NK, "mask": kept_N},
+            {"chunk_bytes": budget_bytes, "temperature": temperature},
+        )
     return Problem(
         hidden=hidden.detach(),
         head=head,
@@ -94,15 +104,15 @@ def build_problem(
         plan=plan_chunks(
             lead.numel() if kept_N is None else kept_N.shape[0],
             token_bytes(
-                vocab=head.vocab,
+                vocab=columns,
                 hidden_size=head.hidden_size,
                 teacher_size=teacher_size,
                 slab_dtype=slab,
                 spec=spec,
                 cast_rows=cast_rows,
-                copied_bytes=_copied_bytes(teacher, kept_N),
+                copied_bytes=_copied_bytes(teacher, kept_N, columns, head),
             ),
-            lambda chunk: rows.scratch_bytes(chunk, head.vocab, spec),
+            lambda chunk: rows.scratch_bytes(chunk, columns, spec),
             budget_bytes,
         ),
         cast_rows=cast_rows,
@@ -114,7 +124,9 @@ def build_problem(
 # --- memory ---------------------------------------------------------------------------------------
 
 
-def _budget(chunk_bytes: int | None, device: torch.device) -> int:
+def _budget(chunk_bytes: int | None, device: torch.device, head: LMHead) -> int:
+    if chunk_bytes is None and head.shard is not None:
+        return head.shard.budget_bytes
     if chunk_bytes is None:
         return default_chunk_bytes(device)
     if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, Integral):
@@ -128,10 +140,14 @@ def _teacher_size(teacher: Teacher | None) -> int:
     return teacher.head.hidden_size if isinstance(teacher, HiddenTeacher) else 0
 
 
-def _copied_bytes(teacher: Teacher | None, kept_N: Tensor | None) -> int:
+def _copied_bytes(
+    teacher: Teacher | None, kept_N: Tensor | None, columns: int, head: LMHead
+) -> int:
     """Bytes of a token's teacher logits that a chunk has to copy."""
     if not isinstance(teacher, LogitsTeacher):
         return 0
+    if head.shard is not None:
+        return columns * teacher.logits.dtype.itemsize
     if kept_N is None and flat_view(teacher.logits, teacher.lead_shape) is not None:
         return 0
     return teacher.logits.shape[-1] * teacher.logits.dtype.itemsize
@@ -203,13 +219,13 @@ def _ids(
     if kept_N is not None:
         ids_NK = ids_NK[kept_N]
     if check and ids_NK.numel():
-        bad = ((ids_NK < 0) | (ids_NK >= head.vocab)).nonzero()
+        bad = ((ids_NK < 0) | (ids_NK >= head.total_vocab)).nonzero()
         if bad.numel():
             row, column = bad[0].tolist()
             raise ValueError(
                 f"targets: id {int(ids_NK[row, column])} (token {row} of those kept) is outside "
                 "the vocabulary "
-                f"0..{head.vocab - 1}; leave padding such as -100 out with mask="
+                f"0..{head.total_vocab - 1}; leave padding such as -100 out with mask="
             )
     return ids_NK, one_id
 
@@ -223,18 +239,20 @@ def _check_teacher(
         _same_device("teacher.ids", teacher.ids, device)
         if check and teacher.ids.numel():
             low, high = int(teacher.ids.min()), int(teacher.ids.max())
-            if low < 0 or high >= head.vocab:
+            if low < 0 or high >= head.total_vocab:
                 raise ValueError(
                     f"teacher.ids: ids span {low}..{high}, the student's vocabulary is "
-                    f"0..{head.vocab - 1}"
+                    f"0..{head.total_vocab - 1}"
                 )
     elif isinstance(teacher, HiddenTeacher):
         _same_device("teacher.hidden", teacher.hidden, device)
         _same_device("teacher.head.weight", teacher.head.weight, device)
+        _same_slices(teacher.head, head)
         _same_vocabulary(teacher.head.vocab, head.vocab)
     elif isinstance(teacher, LogitsTeacher):
         _same_device("teacher.logits", teacher.logits, device)
-        _same_vocabulary(teacher.vocab, head.vocab)
+        if head.shard is None or teacher.logits.shape[-1] != head.weight.shape[0]:
+            _same_vocabulary(teacher.vocab, head.vocab)
     else:
         raise TypeError(
             "teacher: expected a HiddenTeacher, LogitsTeacher or TopKTeacher, got "
@@ -244,6 +262,19 @@ def _check_teacher(
         raise ValueError(
             f"teacher: tokens of shape {list(teacher.lead_shape)}, the student's are {list(lead)}; "
             "both must describe the same tokens"
+        )
+
+
+def _same_slices(teacher: LMHead, student: LMHead) -> None:
+    slices = [
+        None if head.shard is None else (head.shard.first, head.shard.sizes)
+        for head in (teacher, student)
+    ]
+    if slices[0] != slices[1]:
+        raise ValueError(
+            "teacher.head: its vocabulary must be split like the student's (same group=, same "
+            f"slices); first entry and sizes by rank are {slices[0]} of the teacher, {slices[1]} "
+            "of the student (None: not split)"
         )
 
 
@@ -316,9 +347,18 @@ def _spec(
     if topk is not None:
         if isinstance(teacher, TopKTeacher):
             raise ValueError(f"topk={topk!r}: a TopKTeacher brings its own ids; leave topk out")
-        if not isinstance(topk, Integral) or not 1 <= topk <= head.vocab:
-            raise ValueError(f"topk={topk!r}: expected a whole number from 1 to V = {head.vocab}")
+        if not isinstance(topk, Integral) or not 1 <= topk <= head.total_vocab:
+            raise ValueError(
+                f"topk={topk!r}: expected a whole number from 1 to V = {head.total_vocab}"
+            )
         if topk_of == "teacher" and teacher is None:
             raise ValueError("topk_of='teacher' needs a teacher=")
     double = torch.float64 in (hidden.dtype, head.weight.dtype)
-    return RowSpec(torch.float64 if double else torch.float32, jsd_beta, entry_clip, topk, topk_of)
+    return RowSpec(
+        torch.float64 if double else torch.float32,
+        jsd_beta,
+        entry_clip,
+        topk,
+        topk_of,
+        shard=head.shard,
+    )

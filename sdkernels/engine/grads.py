@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdkernels.engine.linear import add_weight_gradient, hidden_gradient
+from sdkernels.engine.linear import add_weight_gradient
 from sdkernels.engine.problem import Problem
 
 # Numbers scaled at once in a wider dtype: 32 MiB of float32.
@@ -48,9 +48,7 @@ class Gradients:
         head, dtype = self.problem.head, self.problem.spec.compute_dtype
         cast_rows = self.problem.cast_rows
         if self.hidden_TD is not None:
-            weight_VD = head.weight.detach()[: head.vocab]
-            part_CD = hidden_gradient(dz_CV, weight_VD, dtype, cast_rows=cast_rows)
-            self._write_hidden(part_CD, lo, hi)
+            self._write_hidden(self.problem.hidden_gradient(dz_CV), lo, hi)
         if self.weight_VD is not None:
             add_weight_gradient(
                 self.weight_VD[: head.vocab], dz_CV, hidden_CD, first=lo == 0, cast_rows=cast_rows

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sdkernels.engine.model_head import linear_parts, read_model
+from sdkernels.engine.sharding import vocab_shard
+from sdkernels.rows.shard import VocabShard
 
 
 class LMHead:
@@ -25,6 +27,10 @@ class LMHead:
         softcap: `c` of `c * tanh(logits / c)` (Gemma's `final_logit_softcapping`), or None.
         valid_vocab: number of leading vocabulary entries that are real; the padding behind them
             gets no probability and no gradient. None: all of them.
+        group, vocab_offset: the weight (and bias) are rows `vocab_offset`, `vocab_offset` + 1, ...
+            of a head whose other rows the other processes of `group` (`torch.distributed`) hold.
+            Making one is collective: every process of the group does. `valid_vocab` then counts
+            entries of the whole vocabulary. See "Vocabulary-parallel heads" in docs/engine.md.
 
     Raises:
         TypeError: the weight is a DTensor, a quantised tensor, an adapter-wrapped module, or no
@@ -40,6 +46,8 @@ class LMHead:
         scale: float = 1.0,
         softcap: float | None = None,
         valid_vocab: int | None = None,
+        group: Any = None,
+        vocab_offset: int | None = None,
     ) -> None:
         _check_weight(weight)
         vocab = weight.shape[0]
@@ -62,7 +70,11 @@ class LMHead:
             raise ValueError(
                 f"softcap={softcap!r}: expected a finite number above 0, or None for no softcap"
             )
-        check_valid_vocab(valid_vocab, vocab)
+        self.shard: VocabShard | None = None
+        if group is None and vocab_offset is None:
+            check_valid_vocab(valid_vocab, vocab)
+        else:
+            self.shard = vocab_shard(weight, valid_vocab, group, vocab_offset)
         self.weight = weight
         self.bias = bias
         self.scale = float(scale)
@@ -71,8 +83,15 @@ class LMHead:
 
     @property
     def vocab(self) -> int:
-        """Number of vocabulary entries that take part."""
+        """Number of vocabulary entries that take part, of this process's where they are split."""
+        if self.shard is not None:
+            return min(self.weight.shape[0], self.shard.total - self.shard.first)
         return self.valid_vocab if self.valid_vocab is not None else self.weight.shape[0]
+
+    @property
+    def total_vocab(self) -> int:
+        """Number of vocabulary entries that take part, on all processes together."""
+        return self.vocab if self.shard is None else self.shard.total
 
     @property
     def hidden_size(self) -> int:
@@ -80,7 +99,14 @@ class LMHead:
         return self.weight.shape[1]
 
     @classmethod
-    def from_model(cls, model: Any, *, valid_vocab: int | None = None) -> LMHead:
+    def from_model(
+        cls,
+        model: Any,
+        *,
+        valid_vocab: int | None = None,
+        group: Any = None,
+        vocab_offset: int | None = None,
+    ) -> LMHead:
         """The head of a transformers causal language model, for its last hidden states (behind the
         final norm).
 
@@ -88,7 +114,8 @@ class LMHead:
         (Cohere), `logits_scaling` (Granite), `dim_model_base` (MiniCPM) and relatives, and
         `unpadded_vocab_size` where no `valid_vocab` is given. The weight is the model's own
         parameter, so gradients reach it (and tied embeddings). Under PEFT's `modules_to_save` it is
-        that of the active adapter.
+        that of the active adapter. `group` and `vocab_offset` are for a model whose output layer
+        holds some rows of the head, as a plain tensor.
 
         Raises:
             TypeError: no output embedding, an adapter (LoRA) or a quantised layer on it, or a layer
@@ -106,6 +133,8 @@ class LMHead:
             scale=found.scale,
             softcap=found.softcap,
             valid_vocab=valid_vocab,
+            group=group,
+            vocab_offset=vocab_offset,
         )
 
     def __repr__(self) -> str:
@@ -119,6 +148,8 @@ class LMHead:
             parts.append(f"softcap={self.softcap:g}")
         if self.valid_vocab is not None:
             parts.append(f"valid_vocab={self.valid_vocab}")
+        if self.shard is not None:
+            parts.append(f"vocab_offset={self.shard.first} of {len(self.shard.sizes)} slices")
         return f"LMHead({', '.join(parts)})"
 
 
@@ -148,7 +179,8 @@ def _check_weight(weight: Any) -> None:
         raise TypeError(
             "weight is a DTensor (a shard under FSDP2 or tensor parallelism): gather it first with "
             "weight.full_tensor(), or compute the loss inside the root module's forward where it "
-            "is gathered"
+            "is gathered; rows of one head on several ranks: LMHead(weight.to_local(), "
+            "group=mesh.get_group(), vocab_offset=...)"
         )
     if weight.numel() == 0:
         raise ValueError(

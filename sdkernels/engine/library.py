@@ -238,8 +238,14 @@ def statistics(
     """The operator with the engine's own types.
 
     Raises:
-        TypeError: a `TopKTeacher`, which the operator does not take.
+        TypeError: a `TopKTeacher` or a vocabulary-parallel head, which the operator does not take.
     """
+    heads = [head, teacher.head] if isinstance(teacher, HiddenTeacher) else [head]
+    if any(one.shard is not None for one in heads):
+        raise TypeError(
+            "head: a vocabulary-parallel head (group=) is not supported inside torch.compile; call "
+            "this function outside the compiled one, or under torch.compiler.disable"
+        )
     tensors: tuple[Tensor | None, ...] = (None, None, None)
     numbers: tuple[float, float | None, int | None] = (1.0, None, None)
     if isinstance(teacher, HiddenTeacher):

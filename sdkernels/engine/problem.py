@@ -15,7 +15,7 @@ from torch import Tensor
 from sdkernels.engine import topk as topk_lists
 from sdkernels.engine.chunks import ChunkPlan
 from sdkernels.engine.heads import LMHead
-from sdkernels.engine.linear import project
+from sdkernels.engine.linear import hidden_gradient, project
 from sdkernels.engine.stats import Tokens, TokenStats, zeros_like_stat
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
 from sdkernels.rows import RowBackend, RowGate, RowSpec, Side
@@ -128,7 +128,7 @@ class Problem:
         else:
             self._project(hidden_CD, self.head, student.raw_CV)
         if isinstance(self.teacher, LogitsTeacher):
-            logits_CV = self.rows(self.teacher.logits, lo, hi)[:, : self.teacher.vocab]
+            logits_CV = self.rows(self.teacher.logits, lo, hi)[:, : self.head.vocab]
             teacher = Side(logits_CV, temperature=self.teacher_temperature, owned=False)
         elif isinstance(self.teacher, TopKTeacher):
             support_CK = self.rows(self.teacher.ids, lo, hi)
@@ -141,6 +141,16 @@ class Problem:
             if chosen_CK is not None:
                 stats["teacher_logp"] = _look_up(stats, chosen_CK)
         return stats, state, hidden_CD
+
+    def hidden_gradient(self, dz_CV: Tensor) -> Tensor:
+        """Gradient of a chunk's hidden states from that of their raw logits, `[C, D]` in the
+        compute dtype; complete on every rank where the vocabulary is split.
+        """
+        weight_VD = self.head.weight.detach()[: self.head.vocab]
+        part_CD = hidden_gradient(
+            dz_CV, weight_VD, self.spec.compute_dtype, cast_rows=self.cast_rows
+        )
+        return part_CD if self.spec.shard is None else self.spec.shard.add_up(part_CD)
 
     def user_stats(self, stats: dict[str, Tensor]) -> TokenStats:
         """Statistics as the caller sees them: one chosen id has no K axis, a top-k teacher's

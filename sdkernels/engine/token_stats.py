@@ -21,7 +21,6 @@ from sdkernels.engine.arguments import build_problem
 from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import Gradients
 from sdkernels.engine.heads import LMHead, as_head
-from sdkernels.engine.linear import hidden_gradient
 from sdkernels.engine.problem import Problem
 from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
@@ -175,15 +174,8 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
         stats, state, _ = problem.forward_chunk(slabs, lo, hi)
         collected.append(stats)
         if keep is not None:
-            head = problem.head
-            rows.append(
-                hidden_gradient(
-                    problem.backend.backward(state, {keep: torch.ones_like(stats[keep])}),
-                    head.weight.detach()[: head.vocab],
-                    problem.spec.compute_dtype,
-                    cast_rows=problem.cast_rows,
-                )
-            )
+            dz_CV = problem.backend.backward(state, {keep: torch.ones_like(stats[keep])})
+            rows.append(problem.hidden_gradient(dz_CV))
     fields = {name: torch.cat([chunk[name] for chunk in collected]) for name in collected[0]}
     return fields, torch.cat(rows) if rows else None
 

@@ -59,14 +59,14 @@ class VocabShard:
         """
         most = max(map(parts_of, self.sizes))
         partials_CFP = _padded(mine.partials_CFP, most)
-        tokens, fields, _ = partials_CFP.shape
+        fields = partials_CFP.shape[1]
         lists = [item for item in (mine.chosen_CK, mine.teacher_chosen_CK) if item is not None]
-        gathered_WCM = self._gather(torch.cat([partials_CFP.flatten(1), *lists], dim=-1))
+        gathered_WCM = gather(torch.cat([partials_CFP.flatten(1), *lists], dim=-1), self.group)
         sums_WCM, *others = gathered_WCM.split(
             [fields * most, *(item.shape[1] for item in lists)], dim=-1
         )
         sums_WCFP = sums_WCM.unflatten(-1, (fields, most))
-        joined_CFP = sums_WCFP.permute(1, 2, 0, 3).reshape(tokens, fields, -1)
+        joined_CFP = sums_WCFP.permute(1, 2, 0, 3).flatten(2)
         # One number and zeros: the sum is exact, and -inf stays what it is.
         known = [item.sum(0) for item in others]
         teacher = known.pop() if mine.teacher_chosen_CK is not None else None
@@ -76,19 +76,20 @@ class VocabShard:
         """Parts of plain sums of all slices side by side. One collective."""
         most = max(map(parts_of, self.sizes))
         padded_CFP = torch.nn.functional.pad(sums_CFP, (0, most - sums_CFP.shape[-1]))
-        sums_WCFP = self._gather(padded_CFP)
-        return sums_WCFP.permute(1, 2, 0, 3).reshape(*sums_CFP.shape[:2], -1)
+        sums_WCFP = gather(padded_CFP, self.group)
+        return sums_WCFP.permute(1, 2, 0, 3).flatten(2)
 
     def topk(self, logits_CK: Tensor, columns_CK: Tensor, k: int) -> Tensor:
         """Ids of the `k` largest logits of the whole vocabulary, largest first, given the largest
         of this slice (up to `k` of them). Two collectives.
         """
         missing = k - logits_CK.shape[1]
+        # Padding stays below the logits of banned ids, so that no id comes twice.
+        logits_CK = logits_CK.clamp_min(torch.finfo(logits_CK.dtype).min)
         logits_CK = torch.nn.functional.pad(logits_CK, (0, missing), value=-torch.inf)
-        # Padding may win where a whole row is -inf: any id will do there.
         ids_CK = torch.nn.functional.pad(columns_CK + self.first, (0, missing))
-        every_CK = self._gather(logits_CK).transpose(0, 1).flatten(1)
-        every_id_CK = self._gather(ids_CK).transpose(0, 1).flatten(1)
+        every_CK = gather(logits_CK, self.group).transpose(0, 1).flatten(1)
+        every_id_CK = gather(ids_CK, self.group).transpose(0, 1).flatten(1)
         return every_id_CK.gather(-1, every_CK.topk(k, dim=-1).indices)
 
     def add_up(self, part_CD: Tensor) -> Tensor:
@@ -96,11 +97,12 @@ class VocabShard:
         dist.all_reduce(part_CD, group=self.group)
         return part_CD
 
-    def _gather(self, mine: Tensor) -> Tensor:
-        """`[W, ...]`: the tensor of every rank."""
-        out = mine.new_empty(len(self.sizes), *mine.shape)
-        dist.all_gather_into_tensor(out.view(-1), mine.reshape(-1), group=self.group)
-        return out
+
+def gather(mine: Tensor, group: Any) -> Tensor:
+    """`[W, ...]`: the tensor of every rank, all of one shape."""
+    out = mine.new_empty(dist.get_world_size(group), *mine.shape)
+    dist.all_gather_into_tensor(out.view(-1), mine.reshape(-1), group=group)
+    return out
 
 
 def _padded(partials_CFP: Tensor, parts: int) -> Tensor:
