@@ -99,7 +99,7 @@ def linear_parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise TypeError(f"head: {kind} has no weight tensor; pass LMHead(weight, ...) yourself")
     # Subclasses of nn.Linear (quantised, parallel, scaled) may do more than a product with their
     # weight.
-    if type(module) is not nn.Linear and isinstance(module, nn.Linear):
+    if _own_type(module) is not nn.Linear and isinstance(module, nn.Linear):
         raise TypeError(
             f"head: {kind} is a modified nn.Linear and may compute more than hidden @ weight.T; "
             "pass LMHead(weight, ...) with a plain weight tensor"
@@ -110,6 +110,14 @@ def linear_parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         )
     bias = getattr(module, "bias", None)
     return weight, bias if isinstance(bias, Tensor) else None
+
+
+def _own_type(module: nn.Module) -> type:
+    """The type of a layer as its author wrote it: FSDP2 gives a module that it shards a class of
+    its own, `FSDPModule` before the original one, which computes the same.
+    """
+    kind, *bases = type(module).__mro__
+    return bases[1] if bases[0].__name__ == "FSDPModule" else kind
 
 
 def _unwrapped(model: Any) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from transformers import Trainer
 
-from sdkernels.train import checkpoint
+from sdkernels.train import checkpoint, sharding
 from sdkernels.train.errors import Interrupted
 from sdkernels.train.interrupt import StepAbandonedError, StopRequest
 from sdkernels.train.loading import no_progress_bars
@@ -127,6 +127,26 @@ class ResumableTrainer(Trainer):
                 checkpoint.mark_complete(folder, self.state.global_step)
         if self.args.should_save:
             checkpoint.rotate(run_folder, limit, keep=self.state.best_model_checkpoint)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if sharding.is_sharded(folder) and not self.is_fsdp_enabled:
+            sharding.load_model(folder, self.model if model is None else model)
+            return
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        folder = None if checkpoint is None else Path(checkpoint)
+        if folder is None or sharding.is_sharded(folder) == self.is_fsdp_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        elif self.is_fsdp_enabled:
+            sharding.refuse_plain(folder)
+            super()._load_optimizer_and_scheduler(checkpoint)
+        else:
+            optimizer: Any = self.optimizer
+            sharding.load_optimizer(folder, self.model, optimizer.optimizer)
+            schedule: Any = self.lr_scheduler
+            schedule.load_state_dict(torch.load(folder / "scheduler.pt", weights_only=True))
 
     def _save_abandoned(self) -> None:
         if self.state.global_step == 0:

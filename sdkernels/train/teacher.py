@@ -164,6 +164,8 @@ class TeacherWeights:
         ours = self._own_parameters()
         for name, tensor in effective_parameters(self._student):
             mine = ours[name]
+            if hasattr(tensor, "full_tensor"):  # sharded by FSDP2; every rank gets here
+                tensor = tensor.full_tensor()
             exact = self._master.get(name, mine)
             exact.lerp_(tensor.to(exact.device, exact.dtype), rate)
             if exact is not mine:

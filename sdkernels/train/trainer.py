@@ -39,6 +39,7 @@ from sdkernels.train.records import (
 )
 from sdkernels.train.rollout import RolloutBackend, TransformersRollout
 from sdkernels.train.rollout_trainer import RolloutTrainer
+from sdkernels.train.sharding import check_mode
 from sdkernels.train.step_loss import StepLoss, make_gate
 from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
 from sdkernels.train.teacher import TeacherWeights
@@ -111,6 +112,7 @@ class SelfDistillTrainer(RolloutTrainer):
             callbacks=[StepHooks(self), *(callbacks or [])],
             optimizers=optimizers,
         )
+        check_mode(self.accelerator)
         use_compact_progress(self)
         # Weights are already those of the whole optimisation step.
         self.loss_is_scaled_for_ga = True
