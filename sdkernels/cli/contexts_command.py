@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from sdkernels import contexts
 from sdkernels.cli.text import columns, parse_settings, record
+
+MADE_OF = {
+    "nothing": "that know nothing of the solution",
+    "data": "made of the data set",
+    "group": "made of other responses to the same problem",
+    "attempt": "made of the response itself",
+    "model": "that a model writes (critic_model_name_or_path or critic_server_url)",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,8 +35,15 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     if options.show is None:
         if options.set:
             raise ValueError("--set needs --show NAME")
-        print(columns([(name, row["summary"]) for name, row in rows.items()]))
-        print("\nsdkernels contexts --show NAME renders one on a sample, with its record.")
+        for made_of, title in MADE_OF.items():
+            print(f"contexts {title}")
+            found = [row for row in rows.values() if row["made_of"] == made_of]
+            print(columns([(f"  {row['name']}", _line(row)) for row in found]) + "\n")
+        print(
+            "sdkernels contexts --show NAME renders one on a sample, with its full record and "
+            "settings. An external\nteacher (teacher_model_kind) and thinking on or off "
+            "(teacher_chat_template_kwargs) go with any of them."
+        )
         return
     settings = parse_settings(options.set)
     context = contexts.get(options.show, **settings)
@@ -40,3 +56,18 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     print(record({**fields, "settings": context.settings}))
     print("\n--- teacher prompt for the sample " + "-" * 45)
     print(contexts.render_sample(options.show, **settings))
+
+
+def _line(row: dict[str, Any]) -> str:
+    """Summary and record of one context in a paragraph."""
+    parts = [row["summary"]]
+    if row["needs"]:
+        needs = " and ".join(need.replace("|", " or ") for need in row["needs"])
+        parts.append(f"Needs: {needs}.")
+    if row["leaks_answer"]:
+        parts.append("Leaks the answer.")
+    if row["settings"]:
+        parts.append(f"Settings: {', '.join(row['settings'])}.")
+    if row["on_empty"] != "never empty":
+        parts.append(f"No signal: {row['on_empty'].removesuffix(': weight 0')}.")
+    return " ".join(parts)

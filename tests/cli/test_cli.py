@@ -43,7 +43,10 @@ def test_help_of_train_has_our_settings_with_defaults_and_few_of_transformers(ca
 
 def test_contexts_lists_all_and_renders_one(capsys):
     _, out, _ = run(capsys, "contexts")
-    assert all(name in out for name in contexts.names())
+    assert all(f"\n  {name} " in out for name in contexts.names())
+    words = " ".join(out.split())
+    assert "Needs: answer or solution. Leaks the answer. Settings: unaligned." in words
+    assert "No signal: no hint." in words
     _, out, _ = run(capsys, "contexts", "--show", "hint")
     assert "leaks answer" in out
     assert contexts.render_sample("hint") in out
