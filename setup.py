@@ -49,9 +49,20 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     # kernels/ has no __init__.py: a top-level package called `kernels` would shadow Hugging Face's.
-    packages=[*find_packages(include=["sdkernels", "sdkernels.*"]), "sdkernels.kernels"],
-    package_dir={"sdkernels": "sdkernels", "sdkernels.kernels": "kernels/vocab"},
-    package_data={"": ["py.typed", "*.html", "*.css", "*.js", "*.yaml", "*.json", "templates/*"]},
+    packages=[
+        *find_packages(include=["sdkernels", "sdkernels.*"]),
+        "sdkernels.kernels",
+        "sdkernels.configs",
+    ],
+    package_dir={
+        "sdkernels": "sdkernels",
+        "sdkernels.kernels": "kernels/vocab",
+        "sdkernels.configs": "configs",
+    },
+    package_data={
+        "sdkernels.configs": ["*/*.yaml"],
+        "": ["py.typed", "*.html", "*.css", "*.js", "*.yaml", "*.json", "templates/*"],
+    },
     install_requires=["torch>=2.11"],
     extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV, "docs": DOCS},
     entry_points={"console_scripts": ["sdkernels = sdkernels.cli:main"]},

@@ -13,7 +13,7 @@ import pytest
 import sdkernels
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ["sdkernels", "kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+SHIPPED = ["sdkernels", "kernels", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
 # Importing these costs torch and nothing else ...
 LIGHT = ["cli", "contexts", "gates", "recipes", "report", "testing"]
 # ... because what is heavy or optional is imported where it is used.
@@ -74,7 +74,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         "sdkernels",
         f"sdkernels-{sdkernels.__version__}.dist-info",
     }
-    folders = {"sdkernels": ROOT / "sdkernels", "sdkernels/kernels": ROOT / "kernels" / "vocab"}
+    folders = {
+        "sdkernels": ROOT / "sdkernels",
+        "sdkernels/kernels": ROOT / "kernels" / "vocab",
+        "sdkernels/configs": ROOT / "configs",
+    }
     expected = {
         f"{target}/{path.relative_to(folder).as_posix()}"
         for target, folder in folders.items()

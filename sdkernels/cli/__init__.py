@@ -19,6 +19,7 @@ COMMANDS = {
     "eval": "accuracy, length, markers and entropy of a model on a problem set",
     "data": "make training data: sample verified traces, select examples by IFD",
     "report": "build report.html, plots and summary.json from run folders",
+    "reproduce": "run a published experiment, at full scale or as a smoke test",
     "contexts": "list what a teacher can be shown; render one on a sample",
     "recipes": "list the losses with their settings and sources",
     "env": "versions, devices, and which backend runs and why",

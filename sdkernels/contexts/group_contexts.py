@@ -60,7 +60,7 @@ def sibling_solution(
     leaks_answer=True,
     order="question, correct response, feedback, closing instruction",
     truncation="right, the longer of response and feedback first",
-    on_empty="neither a correct response nor feedback: weight 0; one of them: that one alone",
+    on_empty="neither a correct response nor feedback (one of them stands alone): weight 0",
     thinking="setting `thinking`: kept by default",
 )
 def sibling_and_feedback(

@@ -111,6 +111,10 @@ class SelfDistillConfig(TrainingArguments):
     dataset_columns: dict | str | None = _setting(
         None, "Which column is which field, where names do not say it (e.g. prompt=problem)."
     )
+    dataset_repeat: int = _setting(
+        1,
+        "Times that each training example stands in an epoch, so that a few problems fill a batch.",
+    )
     instruction: str | None = _setting(
         None, "Paragraph added to prompts of files and data sets that are plain text."
     )
@@ -120,6 +124,9 @@ class SelfDistillConfig(TrainingArguments):
     eval_dataset_split: str = _setting("test", "Split of the evaluation datasets id.")
     eval_dataset_size: int | None = _setting(None, "Number of evaluation examples.")
     eval_dataset_args: dict | str | None = _setting(None, "Like dataset_args, for eval_dataset.")
+    eval_dataset_columns: dict | str | None = _setting(
+        None, "Like dataset_columns, for eval_dataset; None: those of dataset."
+    )
 
     # --- prompts ----------------------------------------------------------------------------------
     max_prompt_length: int = _setting(
@@ -339,6 +346,7 @@ class SelfDistillConfig(TrainingArguments):
             ("dump_tokens", 0),
             ("skip_first_tokens", 0),
             ("dump_tokens_steps", 1),
+            ("dataset_repeat", 1),
             ("rollout_server_retries", 0),
             ("rollout_server_concurrency", 1),
             ("critic_max_new_tokens", 1),
@@ -449,6 +457,7 @@ MAPPING_FIELDS = (
     "dataset_args",
     "eval_dataset_args",
     "dataset_columns",
+    "eval_dataset_columns",
     "generation_kwargs",
     "chat_template_kwargs",
     "teacher_chat_template_kwargs",

@@ -3,7 +3,7 @@ refused.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,6 +16,9 @@ from sdkernels.train.config import SelfDistillConfig
 
 # Shorter spellings of settings that carry transformers' or TRL's longer names.
 SHORT_NAMES = {"model": "model_name_or_path", "out": "output_dir", "steps": "max_steps"}
+
+# Keys of a configuration file that are no settings.
+NOT_SETTINGS = {"base", "published"}
 
 
 class ConfigParser(HfArgumentParser):
@@ -74,10 +77,59 @@ def parse_config(
 def read_yaml(
     file: str | Path, config_type: type[SelfDistillConfig] = SelfDistillConfig
 ) -> dict[str, Any]:
-    """Settings in a YAML file, with every key checked against the fields of `config_type`."""
+    """Settings in a YAML file, with every key checked against the fields of `config_type`.
+
+    A file with `base: other.yaml` (a path from its own folder) starts from the settings of that
+    one; its own replace them, mappings as a whole. `published:` is for `sdkernels reproduce` and
+    no setting.
+    """
+    settings: dict[str, Any] = {}
+    for path, content in reversed(base_chain(file)):
+        own = {
+            SHORT_NAMES.get(str(key), key): value
+            for key, value in content.items()
+            if key not in NOT_SETTINGS
+        }
+        refuse_unknown(own, str(path), config_type)
+        settings |= own
+    return settings
+
+
+def refuse_unknown(
+    settings: Iterable[str], place: str, config_type: type[SelfDistillConfig] = SelfDistillConfig
+) -> None:
+    """Raise a `ValueError` with the nearest names for the first name that is no setting."""
+    known = {f.name for f in fields(config_type) if f.init}
+    for name in settings:
+        if name not in known:
+            near = _nearest(str(name), known | NOT_SETTINGS)
+            raise ValueError(f"{place}: unknown setting {name!r}{near}")
+
+
+def base_chain(file: str | Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The file and those it is based on, nearest first, each with what is written in it."""
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"--config {file}: no such file")
+    chain: list[tuple[Path, dict[str, Any]]] = []
+    while True:
+        content = _read_mapping(path)
+        chain.append((path, content))
+        base = content.get("base")
+        if base is None:
+            return chain
+        if not isinstance(base, str) or not (path.parent / base).is_file():
+            raise ValueError(
+                f"{path}: base={base!r}: there is no such file in {path.parent}; expected the path "
+                "of another YAML file, from the folder of this one"
+            )
+        path = path.parent / base
+        if path.resolve() in [known.resolve() for known, _ in chain]:
+            names = " -> ".join([known.name for known, _ in chain] + [path.name])
+            raise ValueError(f"{file}: its bases go in a circle: {names}")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -86,11 +138,6 @@ def read_yaml(
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected `name: value` lines, got a {type(content).__name__}")
-    known = {f.name for f in fields(config_type) if f.init}
-    content = {SHORT_NAMES.get(str(key), key): value for key, value in content.items()}
-    for key in content:
-        if key not in known:
-            raise ValueError(f"{path}: unknown setting {key!r}{_nearest(str(key), known)}")
     return content
 
 

@@ -64,10 +64,13 @@ def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
             f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
             "group of one has advantage 0; set 2 or more"
         )
-    if context.name == "sibling_solution" and not context.settings.get("allow_self"):
+    # Feedback needs no sibling, a majority needs the vote of others even to show one itself.
+    needs_others = context.made_of == "group" and context.name != "sibling_and_feedback"
+    if needs_others and not context.settings.get("allow_self"):
+        remedy = ", or context_args allow_self=true" if "allow_self" in context.settings else ""
         raise ValueError(
-            "num_generations=1: context 'sibling_solution' shows another rollout of the same "
-            "prompt, and there is none; set 2 or more, or context_args allow_self=true"
+            f"num_generations=1: context {context.name!r} shows another rollout of the same "
+            f"prompt, and there is none; set 2 or more{remedy}"
         )
 
 

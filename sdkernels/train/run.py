@@ -172,17 +172,21 @@ def load_dataset(config: SelfDistillConfig, *, evaluation: bool = False) -> list
     settings = config.mapping("eval_dataset_args" if evaluation else "dataset_args")
     seed = config.seed if config.data_seed is None else config.data_seed
     is_gym = source.startswith(GYM_SOURCES)
-    return load_examples(
+    columns = config.mapping("dataset_columns")
+    if evaluation and config.eval_dataset_columns is not None:
+        columns = config.mapping("eval_dataset_columns")
+    examples = load_examples(
         source,
         split=config.eval_dataset_split if evaluation else config.dataset_split,
         limit=None if is_gym else size,
         size=size if is_gym else None,
         seed=seed,
         settings=settings or None,
-        columns=None if is_gym else config.mapping("dataset_columns"),
+        columns=None if is_gym else columns,
         instruction=None if is_gym else config.instruction,
         require=("answer",) if evaluation else (),
     )
+    return examples if evaluation else examples * config.dataset_repeat
 
 
 def load_student(config: SelfDistillConfig) -> tuple[Any, Any]:
