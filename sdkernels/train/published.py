@@ -61,15 +61,24 @@ def read_published(file: str | Path) -> Published:
         for key, value in block.items():
             check_choice(f"{path}: key of published", key, KEYS)
             if key in ("source", "confidence"):
-                found[key] = value
+                found[key] = _text(path, key, value)
                 continue
             if not isinstance(value, list):
                 raise ValueError(f"{path}: published: {key} must be a list, got {value!r}")
-            parse = str if key == "differs" else lambda item, path=path: _result(path, item)
-            found[key] += tuple(map(parse, value))
+            if key == "results":
+                found[key] += tuple(_result(path, item) for item in value)
+            else:
+                found[key] += tuple(_text(path, key, item) for item in value)
     published = Published(**found)
     check_choice(f"{file}: published: confidence", published.confidence, tuple(CONFIDENCE))
     return published
+
+
+def _text(path: Path, key: str, item: Any) -> str:
+    # YAML makes a mapping of a sentence with a colon, and a number of an arXiv id.
+    if not isinstance(item, str):
+        raise ValueError(f"{path}: published: {key} must be text (quote it), got {item!r}")
+    return item
 
 
 def _result(path: Path, item: Any) -> Result:

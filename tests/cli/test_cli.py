@@ -61,6 +61,47 @@ def test_settings_of_a_context_reach_the_builder(capsys):
     assert "<think>" not in shown[1]
 
 
+def test_reproduce_lists_studies_and_shows_one_beside_the_published(capsys):
+    _, out, _ = run(capsys, "reproduce")
+    assert "degrade  (2603.24472)" in out
+    assert "  dasd/uniform-push " in out
+    assert "_study" not in out
+    _, out, _ = run(capsys, "reproduce", "feedback-alignment/refsol", "--show", "--set", "seed=3")
+    words = " ".join(out.split())
+    assert "Avg@12 (%) 30.56" in words
+    assert "source: 2606.11173, best checkpoint (read in the paper)" in words
+    assert "what differs from the paper - The paper's 312 problems" in words
+    assert "seed 3" in words
+    _, out, _ = run(capsys, "reproduce", "degrade/olmo3-7b-grpo", "--show", "--scale", "full")
+    assert "no number that we know of" in out
+    assert "allenai/Olmo-3-7B-Instruct" in out
+
+
+def test_reproduce_runs_and_prints_ours_with_a_caution(capsys, monkeypatch, tmp_path):
+    measured = {"accuracy": 0.25, "completion_length": 9.0, "n": 8, "k": 1}
+    summary = {"before": measured, "after": measured, "last": {"gap": -0.5, "signal_share": None}}
+    seen = []
+
+    def pretend(experiment, *, scale, out, changes):
+        seen.append((experiment.name, scale, out, changes))
+        return summary
+
+    monkeypatch.setattr("sdkernels.train.reproduce.reproduce", pretend)
+    monkeypatch.setattr("sdkernels.report.build", lambda folder: f"{folder}/report.html")
+    arguments = ["reproduce", "feedback-alignment", "--out", str(tmp_path), "--set", "max_steps=1"]
+    status, out, err = run(capsys, *arguments)
+    assert status == 0, err
+    assert [name for name, *_ in seen] == [
+        f"feedback-alignment/{name}" for name in ("grpo", "refsol", "stepalignfb")
+    ]
+    assert seen[0][1:] == ("smoke", tmp_path, {"max_steps": 1})
+    words = " ".join(out.split())
+    assert "accuracy (8 problems x 1 samples) 0.25 0.25" in words
+    assert words.count("CAUTION: smoke scale") == 3
+    assert "the embedded model stands in for the critic Qwen/QwQ-32B" in words
+    assert out.strip().endswith(f"report: {tmp_path}/feedback-alignment/report.html")
+
+
 def test_recipes_lists_all_and_shows_one(capsys):
     _, out, _ = run(capsys, "recipes")
     assert all(name in out for name in recipes.names())
@@ -82,6 +123,9 @@ def test_env_names_versions_and_the_backend(capsys):
         (["contexts", "--set", "a=1"], ["--set needs --show"]),
         (["contexts", "--show", "hint", "--set", "a"], ["'a'", "KEY=VALUE"]),
         (["recipes", "--show", "gpro"], ["gpro", "grpo"]),
+        (["reproduce", "dasd/dsad"], ["dasd/dsad", "dasd/dasd"]),
+        (["reproduce", "dasd/dasd", "--scale", "ful"], ["'ful'", "full"]),
+        (["reproduce", "dasd/dasd", "--set", "max_step=1"], ["max_step", "max_steps"]),
         (["train", "--recip", "opsd"], ["--recip", "recipe"]),
         (["train", "--output_dir", "x", "--recipe_args", "beta"], ["recipe_args"]),
         (["train", "--output_dir", "x", "--recipe", "opsdd"], ["opsdd", "opsd"]),

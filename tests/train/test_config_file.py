@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdkernels.train.config_file import parse_config, read_yaml, write_yaml
+from sdkernels.train.config_file import base_chain, parse_config, read_yaml, write_yaml
 
 
 @pytest.fixture
@@ -98,3 +98,46 @@ def test_an_empty_file_changes_nothing(tmp_path):
     path = tmp_path / "empty.yaml"
     path.write_text("# nothing\n")
     assert read_yaml(path) == {}
+
+
+def write(folder: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return folder
+
+
+def test_a_file_replaces_what_its_bases_say(tmp_path):
+    write(
+        tmp_path,
+        a="recipe: grpo\nnum_generations: 4\nrecipe_args: {clip_low: 0.1, clip_high: 0.3}\n"
+        "published: {source: x}",
+        b="base: a.yaml\nrecipe: opsd\nrecipe_args: {beta: 0.5}\nsteps: 7",
+        c="base: b.yaml\nnum_generations: 2",
+    )
+    assert read_yaml(tmp_path / "c.yaml") == {
+        "recipe": "opsd",
+        "recipe_args": {"beta": 0.5},
+        "num_generations": 2,
+        "max_steps": 7,
+    }
+    assert [path.stem for path, _ in base_chain(tmp_path / "c.yaml")] == ["c", "b", "a"]
+    config = parse_config(["--config", str(tmp_path / "c.yaml"), "--num_generations", "3"])
+    assert (config.num_generations, config.recipe) == (3, "opsd")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"a": "base: b.yaml"}, "a.yaml: base='b.yaml': there is no such file in"),
+        ({"a": "base: [b.yaml]"}, r"base=\['b.yaml'\]: there is no such file"),
+        ({"a": "base: a.yaml"}, "its bases go in a circle: a.yaml -> a.yaml"),
+        ({"a": "base: b.yaml", "b": "base: a.yaml"}, "a circle: a.yaml -> b.yaml -> a.yaml"),
+        ({"a": "base: b.yaml", "b": "recipee: x"}, "b.yaml: unknown setting 'recipee'"),
+        ({"a": "publishd: x"}, "unknown setting 'publishd'; did you mean published"),
+    ],
+)
+def test_wrong_bases_get_one_line(tmp_path, files, message):
+    write(tmp_path, **files)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)

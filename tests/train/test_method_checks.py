@@ -24,7 +24,11 @@ def check(tmp_path, **settings):
         ({"recipe": "grpo", "num_generations": 1}, "group of one has advantage 0"),
         (
             {"recipe": "sdpo", "context": "sibling_solution", "num_generations": 1},
-            "shows another rollout",
+            "shows another rollout of the same prompt, and there is none; set 2 or more, or cont",
+        ),
+        (
+            {"context": "contrastive", "num_generations": 1},
+            "context 'contrastive' shows another rollout of the same prompt, and there is none",
         ),
         (
             {"teacher_model_kind": "live", "teacher_update_rate": 0.3},
@@ -49,6 +53,7 @@ def test_refused(tmp_path, settings, message):
         {"recipe": "grpo"},
         {"recipe": "grpo", "context": "none"},
         {"recipe": "opsd", "num_generations": 1},
+        {"context": "sibling_and_feedback", "num_generations": 1},
         {"teacher_model_kind": "ema", "teacher_update_rate": 0.3},
         {"teacher_model_kind": "snapshot", "teacher_sync_steps": 3},
         {"context": "step_critique", "critic_server_url": "http://localhost:9"},

@@ -239,3 +239,21 @@ def test_the_embedded_model_trains(make_config):
     assert 0 < line["gap_abs"] < 20
     assert line["grad_norm"] > 0
     assert 0 < line["num_tokens"] <= 24
+
+
+def test_training_examples_are_repeated_and_evaluation_has_its_own_columns(make, tmp_path):
+    file = tmp_path / "other.jsonl"
+    file.write_text(json.dumps({"prompt": "2+2?", "text": "no", "result": "4"}) + "\n")
+    config = make(
+        dataset_repeat=3,
+        dataset_columns={"answer": "answer"},
+        eval_dataset=str(file),
+        eval_dataset_columns={"answer": "result"},
+    )
+    training, evaluation = load_dataset(config), load_dataset(config, evaluation=True)
+    assert [example.answer for example in training] == ["0", "2", "4", "6"] * 3
+    assert [example.answer for example in evaluation] == ["4"]
+    with pytest.raises(ValueError, match="there is no column 'result'"):
+        load_dataset(make(dataset_columns={"answer": "result"}))
+    with pytest.raises(ValueError, match="dataset_repeat=0"):
+        make(dataset_repeat=0)
