@@ -80,6 +80,13 @@ _LINEAR_32_BIT = {
 _SMALL_32_BIT = LinearConfig(64, 64, 32, num_warps=8, num_stages=2, tiles=32)
 
 
+# Fewer tokens than a tile of the fused linear kernel leave most of it idle, and a slab of so few
+# would have the whole weight read for each of them: where the budget allows no larger one,
+# statistics without gradient are taken without a slab. Nothing else is known to be in its favour
+# until it has been timed on a GPU.
+FEWEST_SLAB_TOKENS = 128
+
+
 def linear_config(arch: str, dtype: torch.dtype, *, plain: bool = False) -> LinearConfig:
     """For the fused linear kernel; `plain` is without bias, softcap and chosen ids.
 

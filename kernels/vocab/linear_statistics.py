@@ -152,6 +152,13 @@ def linear_statistics_kernel(
     tl.store(out_ptrs + SUM_X * parts, sum_x, mask=mine)
 
 
+def most_linear_parts(device: torch.device, dtype: torch.dtype, vocab: int) -> int:
+    """Parts that a row of `vocab` logits is cut into at most, whatever the transforms."""
+    arch = architecture(device)
+    configs = [linear_config(arch, dtype, plain=plain) for plain in (False, True)]
+    return max(triton.cdiv(vocab, config.vocab_tile * config.tiles) for config in configs)
+
+
 def linear_partial_statistics(
     hidden_TD: Tensor,
     weight_VD: Tensor,

@@ -115,6 +115,7 @@ def build_problem(
             lambda chunk: rows.scratch_bytes(chunk, columns, spec),
             budget_bytes,
         ),
+        budget_bytes=budget_bytes,
         cast_rows=cast_rows,
         check=check,
         grad_enabled=torch.is_grad_enabled(),

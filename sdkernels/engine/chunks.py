@@ -14,14 +14,19 @@ import torch
 from sdkernels.rows import RowSpec
 
 MIB = 1 << 20
+# A rule may ask whether so many tokens would fit, however many there are.
+COUNTED_TOKENS = 128
 
 
 @dataclass(frozen=True)
 class ChunkPlan:
-    """Token ranges of the chunks."""
+    """Token ranges of the chunks. `fits`: tokens that a chunk could have within the budget, counted
+    up to `COUNTED_TOKENS` where there are fewer.
+    """
 
     tokens: int
     chunk_tokens: int
+    fits: int = 0
 
     @property
     def ranges(self) -> list[tuple[int, int]]:
@@ -98,7 +103,7 @@ def plan_chunks(
 
     A chunk has at least one token, however small the budget: there is no way to use less.
     """
-    most, above = 1, max(tokens, 1) + 1
+    most, above = 1, max(tokens, COUNTED_TOKENS) + 1
     while above - most > 1:
         middle = (most + above) // 2
         if middle * token_bytes + scratch_bytes(middle) <= budget_bytes:
@@ -106,4 +111,4 @@ def plan_chunks(
         else:
             above = middle
     count = max(1, -(-tokens // most))
-    return ChunkPlan(tokens, -(-tokens // count))
+    return ChunkPlan(tokens, -(-tokens // count), most)

@@ -41,9 +41,11 @@ class Problem:
     slab_dtype: torch.dtype
     backend: RowBackend
     plan: ChunkPlan
+    budget_bytes: int
     cast_rows: int
     check: bool
     grad_enabled: bool
+    slab_free: bool = False
     gate: Any = None
     gate_thresholds: dict[str, Tensor] | None = None
 
@@ -101,16 +103,20 @@ class Problem:
         """Memory for the logits of one chunk, reused by all of them: the student's rows, and below
         them the teacher's if its logits are made here.
         """
+        if self.slab_free:
+            return torch.empty((0, self.head.vocab), dtype=self.slab_dtype, device=self.device)
         rows = self.plan.chunk_tokens * (2 if isinstance(self.teacher, HiddenTeacher) else 1)
         return torch.empty((rows, self.head.vocab), dtype=self.slab_dtype, device=self.device)
 
     def forward_chunk(
         self, slabs: Tensor, lo: int, hi: int
     ) -> tuple[dict[str, Tensor], Any, Tensor]:
-        """Project and reduce tokens lo..hi: statistics, the backend's state, and the chunk's hidden
-        states.
+        """Project and reduce tokens lo..hi: statistics, the backend's state (None without a slab),
+        and the chunk's hidden states.
         """
         hidden_CD = self.rows(self.hidden, lo, hi)
+        if self.slab_free:
+            return self._fused_chunk(hidden_CD, lo, hi), None, hidden_CD
         count = hi - lo
         student = _side(self.head, slabs[:count], self.temperature)
         chosen_CK = None if self.ids_NK is None else self.ids_NK[lo:hi]
@@ -141,6 +147,19 @@ class Problem:
             if chosen_CK is not None:
                 stats["teacher_logp"] = _look_up(stats, chosen_CK)
         return stats, state, hidden_CD
+
+    def _fused_chunk(self, hidden_CD: Tensor, lo: int, hi: int) -> dict[str, Tensor]:
+        """Statistics of the student alone, without its logits in memory."""
+        assert self.backend.fused is not None
+        return self.backend.fused.forward(
+            hidden_CD,
+            self.head.weight.detach()[: self.head.vocab],
+            # The transforms of the logits; there is no slab to hold them.
+            _side(self.head, hidden_CD[:0], self.temperature),
+            None if self.ids_NK is None else self.ids_NK[lo:hi],
+            self.spec,
+            self._row_gate(lo, hi),
+        )
 
     def hidden_gradient(self, dz_CV: Tensor) -> Tensor:
         """Gradient of a chunk's hidden states from that of their raw logits, `[C, D]` in the

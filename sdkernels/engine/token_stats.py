@@ -22,6 +22,7 @@ from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import Gradients
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.problem import Problem
+from sdkernels.engine.slab_free import choose_slab, wants_gradient
 from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
 
@@ -42,10 +43,17 @@ def token_stats(
     gate: Any = None,
     chunk_bytes: int | None = None,
     slab_dtype: str = "float32",
+    slab_free: bool | None = None,
     backend: str = "auto",
     debug: bool = False,
 ) -> TokenStats:
     """Exact full-vocabulary statistics of each token; arguments as in `token_loss`.
+
+    Args:
+        slab_free: take `logp`, `entropy`, `lse` and `direction` of one model from a fused kernel
+            that keeps no logits in memory (Triton rows, no gradient, no teacher, no `topk`). None:
+            only where `chunk_bytes` is too small for the logits of 128 tokens. Equal to the other
+            way but for the last bits.
 
     Returns:
         `TokenStats` with the leading shape of `hidden`, float32 (float64 for float64 inputs), in
@@ -53,7 +61,8 @@ def token_stats(
         bias do.
 
     Raises:
-        ValueError, TypeError: an argument is wrong. Statistics are not checked for being finite:
+        ValueError, TypeError: an argument is wrong, or `slab_free=True` cannot give what is asked
+            for. Statistics are not checked for being finite:
             KL(T||S) really is infinite where the student bans what the teacher allows.
     """
     return run_token_stats(
@@ -73,6 +82,7 @@ def token_stats(
         topk_of=topk_of,
         chunk_bytes=chunk_bytes,
         slab_dtype=slab_dtype,
+        slab_free=slab_free,
         backend=backend,
         debug=debug,
     )
@@ -85,6 +95,7 @@ def run_token_stats(
     only: str | None,
     mask: Tensor | None,
     gate: Any,
+    slab_free: bool | None = None,
     **settings: Any,
 ) -> TokenStats:
     """`token_stats`, with `only` naming the one statistic whose gradient will be asked for (None:
@@ -92,6 +103,8 @@ def run_token_stats(
     """
     head = as_head(head)
     problem = build_problem(hidden, head, mask=mask, **settings)
+    grows = wants_gradient(hidden, head.weight, head.bias)
+    problem = choose_slab(problem, slab_free, wants_gradient=grows)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         attach_gate(problem, gate, mask)
     holder = _Call(problem, only)

@@ -78,10 +78,40 @@ class RowState(Protocol):
     """Opaque to the engine: what a backend keeps between `forward` and `backward` of one chunk."""
 
 
+class FusedBackend(Protocol):
+    """Statistics of one model without its logits in memory, and without a gradient."""
+
+    def refusal(self, hidden_TD: Tensor, weight_VD: Tensor, ids: int) -> str | None:
+        """Why `forward` cannot take these and `ids` chosen ids a token; None: it can."""
+        ...
+
+    def token_bytes(self, weight_VD: Tensor, spec: RowSpec) -> int:
+        """Temporary memory of `forward` per token, in bytes."""
+        ...
+
+    def forward(
+        self,
+        hidden_CD: Tensor,
+        weight_VD: Tensor,
+        transforms: Side,
+        chosen_CK: Tensor | None,
+        spec: RowSpec,
+        gate: RowGate | None = None,
+    ) -> dict[str, Tensor]:
+        """Statistics of one model from its hidden states, with no logits in memory; `transforms`
+        is a side without rows.
+        """
+        ...
+
+
 class RowBackend(Protocol):
-    """The two passes over the logits of a chunk."""
+    """The two passes over the logits of a chunk. `fused`: statistics without logits in memory."""
 
     name: str
+
+    @property
+    def fused(self) -> FusedBackend | None:
+        """None: this backend has no such thing."""
 
     def forward(
         self,

@@ -54,6 +54,7 @@ class TorchRows:
     """Row backend in plain torch; see the module's docstring."""
 
     name = "torch"
+    fused = None  # a product with a reduction in it takes a kernel
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of block buffers alive at once."""

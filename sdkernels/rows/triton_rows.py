@@ -18,12 +18,13 @@ from torch import Tensor
 
 from sdkernels.kernels.gradient import logit_gradient
 from sdkernels.kernels.launch import Logits
-from sdkernels.kernels.merge import RULES, GateThresholds, merge
 from sdkernels.kernels.mixture import mixture_parts, mixture_statistics
 from sdkernels.kernels.statistics import partial_statistics, statistics_parts
+from sdkernels.rows.fused_rows import FusedRows
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
 from sdkernels.rows.partials import Partials
+from sdkernels.rows.triton_merge import columns, merged
 
 # Rows whose logits are copied at once to find a top-k support: 8 MiB of float32.
 TOPK_ELEMENTS = 1 << 21
@@ -50,6 +51,7 @@ class TritonRows:
     """
 
     name = "triton"
+    fused = FusedRows()
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of the copy from which a top-k support is taken; partial sums are negligible."""
@@ -76,13 +78,14 @@ class TritonRows:
             source = student if spec.topk_of == "student" or teacher is None else teacher
             support_CK = _topk(source, spec.topk, spec)
         ids_CK = side_by_side(chosen_CK, support_CK)
-        sums = partial_statistics(logits, teacher_logits, _columns(ids_CK, spec))
-        stats, rows_CN = _merged(
+        sums = partial_statistics(logits, teacher_logits, columns(ids_CK, spec))
+        stats, rows_CN = merged(
             Partials(sums.partials_CFP, sums.chosen_CK, sums.teacher_chosen_CK),
             student.raw_CV.shape[1],
             ids_CK,
             spec,
             gate,
+            statistics_parts,
         )
         if teacher_logits is not None and not (spec.jsd_beta is None and spec.entry_clip is None):
             shard = spec.shard
@@ -124,7 +127,7 @@ class TritonRows:
             state.rows_CN,
             per_row,
             out_CV,
-            ids_CK=_columns(ids_CK, spec),
+            ids_CK=columns(ids_CK, spec),
             ids_coef_CK=ids_coef_CK,
             jsd_beta=spec.jsd_beta,
             entry_clip=spec.entry_clip,
@@ -142,54 +145,6 @@ def _logits(side: Side) -> Logits:
     )
 
 
-def _columns(ids_CK: Tensor | None, spec: RowSpec) -> Tensor | None:
-    """Ids as columns of the slab, contiguous; those of other slices fall outside of it."""
-    if ids_CK is None or spec.shard is None:
-        return ids_CK
-    return spec.shard.local(ids_CK)
-
-
-def _merged(
-    sums: Partials, vocab: int, ids_CK: Tensor | None, spec: RowSpec, gate: RowGate | None
-) -> tuple[dict[str, Tensor], Tensor]:
-    """Statistics and numbers per row, of all slices of the vocabulary, and `direction`."""
-    if spec.shard is not None:
-        columns_CK, shard = _columns(ids_CK, spec), spec.shard
-        held = [
-            None if item is None or columns_CK is None else _held(item, columns_CK, vocab)
-            for item in (sums.chosen_CK, sums.teacher_chosen_CK)
-        ]
-        sums = shard.join(Partials(sums.partials_CFP, *held), statistics_parts)
-        vocab = shard.total
-    thresholds = _thresholds(gate)
-    stats, rows_CN = merge(
-        sums.partials_CFP,
-        vocab=vocab,
-        ids_CK=ids_CK,
-        chosen_CK=sums.chosen_CK,
-        teacher_chosen_CK=sums.teacher_chosen_CK,
-        gate=thresholds,
-    )
-    if gate is not None and thresholds is None:
-        stats["direction"] = gate.direction(stats["entropy"], gate.tau_C, gate.sigma_C)
-    return stats, rows_CN
-
-
-def _held(chosen_CK: Tensor, columns_CK: Tensor, vocab: int) -> Tensor:
-    """0 where the slice does not hold the id: the kernel writes nothing there."""
-    return chosen_CK.masked_fill((columns_CK < 0) | (columns_CK >= vocab), 0.0)
-
-
-def _thresholds(gate: RowGate | None) -> GateThresholds | None:
-    """The gate as the merge's epilogue takes it; None where only its own function will do."""
-    if gate is None or gate.rule not in RULES or gate.tau_C is None:
-        return None
-    if gate.rule == "tanh" and gate.sigma_C is None:
-        return None  # its function says what is missing
-    sigma_C = None if gate.sigma_C is None else gate.sigma_C.float().contiguous()
-    return GateThresholds(gate.rule, gate.tau_C.float().contiguous(), sigma_C)
-
-
 def _rows_at_once(vocab: int) -> int:
     return max(1, TOPK_ELEMENTS // max(vocab, 1))
 
@@ -199,7 +154,7 @@ def _topk(side: Side, k: int, spec: RowSpec) -> Tensor:
 
     Temperature is positive and the softcap increasing, so neither changes the order.
     """
-    values, columns = [], []
+    values, places = [], []
     for raw_RV in side.raw_CV.split(_rows_at_once(side.raw_CV.shape[1])):
         z_RV = raw_RV.float()
         if side.bias_V is not None:
@@ -208,7 +163,7 @@ def _topk(side: Side, k: int, spec: RowSpec) -> Tensor:
             z_RV = -z_RV
         found = z_RV.topk(min(k, z_RV.shape[1]), dim=-1)
         values.append(found.values)
-        columns.append(found.indices)
+        places.append(found.indices)
     if spec.shard is None:
-        return torch.cat(columns)
-    return spec.shard.topk(torch.cat(values), torch.cat(columns), k)
+        return torch.cat(places)
+    return spec.shard.topk(torch.cat(values), torch.cat(places), k)

@@ -200,6 +200,23 @@ def check_triton(rank: int, world: int, how: str) -> None:
         _close(name, value.to(exact[name].dtype), exact[name], 2e-5)
 
 
+def check_fused(rank: int, world: int) -> None:
+    """Statistics without logits in memory, on a split head."""
+    problem = World(rank, world, torch.float32, {"ids": 3, "bias": True})
+    results = []
+    for split, more in (
+        (True, {"backend": "triton", "slab_free": True}),
+        (False, {"backend": "torch"}),
+    ):
+        leaves = problem.leaves(split)
+        head = problem.head(split, leaves["weight"], leaves["bias"])
+        with torch.no_grad():
+            stats = sd.token_stats(leaves["hidden"], head, targets=problem.ids, **more)
+        results.append(dict(stats.items()))
+    for name, value in results[0].items():
+        _close(name, value, results[1][name], 2e-5)
+
+
 def _close(name: str, value: Tensor, right: Tensor, tolerance: float) -> None:
     torch.testing.assert_close(
         value,
@@ -359,6 +376,7 @@ def main(rank: int, world: int, store: str) -> dict[str, str]:
             checks[f"recipe {name}"] = lambda n=name: check_recipe(rank, world, n)
         for how in ("loss", "stats"):
             checks[f"triton, {how}"] = lambda h=how: check_triton(rank, world, h)
+        checks["without a slab"] = lambda: check_fused(rank, world)
     checks["collectives"] = lambda: check_collectives(rank, world)
     checks["errors"] = lambda: check_errors(rank, world)
     results = {}
