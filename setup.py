@@ -27,6 +27,7 @@ DEV = [
     *DOCS,
     "build",
     "codespell[toml]",
+    "liger-kernel==0.8.5",
     "mypy>=2.0",
     "pytest>=8",
     "pytest-timeout",

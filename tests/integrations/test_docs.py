@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import torch
 from helpers import trl_runs as runs
 from helpers.tiny_models import byte_tokenizer, tiny_causal_lm
 
@@ -33,3 +34,23 @@ def test_trl(tmp_path: Path) -> None:
     )
     assert not namespace["undo"].active
     assert namespace["trainer"].state.global_step == 1
+
+
+def test_liger() -> None:
+    hidden = torch.randn(6, 8, requires_grad=True)
+    weight = torch.randn(20, 8, requires_grad=True)
+    namespace = run_page(
+        "liger.md",
+        {
+            "hidden": hidden,
+            "weight": weight,
+            "teacher_hidden": torch.randn(6, 4),
+            "teacher_weight": torch.randn(20, 4),
+            "labels": torch.tensor([1, 2, -100, 4, 5, 6]),
+            "ids": torch.tensor([[1, 2, 3, 4, 5, 6]]),
+            "mask": torch.ones(1, 6),
+            "advantages": torch.tensor([0.5]),
+        },
+    )
+    assert len(namespace["metrics"]) == 1
+    assert hidden.grad.isfinite().all()
