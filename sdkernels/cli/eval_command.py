@@ -1,12 +1,22 @@
-"""`sdkernels eval`: accuracy, length, markers and entropy of a model on problems with answers."""
+"""`sdkernels eval`: accuracy, length, markers and entropy of a model on problems with answers, and
+of a teacher that is told more.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sdkernels.cli.text import record
+from sdkernels.cli.text import parse_settings, record
+
+if TYPE_CHECKING:
+    from sdkernels.contexts import Context
+
+_CONTEXT = re.compile(r"(?P<name>[\w-]+)\s*(?:\((?P<settings>.*)\))?", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,7 +40,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
     parser.add_argument("--seed", type=int, default=0, help="of problems, sampling and bootstrap")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file for the full result")
+    parser.add_argument(
+        "--context",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="let the model answer as the teacher under each of these contexts, beside the "
+        "question alone: NAME or NAME(setting=value,...); see `sdkernels contexts`",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=None,
+        help="JSON file for the full result; with --context also a run or study folder, whose "
+        "report then shows it",
+    )
     parser.add_argument(
         "--compare", type=Path, default=None, help="result of an earlier eval on the same problems"
     )
@@ -39,11 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
     """Evaluate, print the headline, write the full result."""
     from sdkernels.train.data import GYM_SOURCES, load_examples
-    from sdkernels.train.evaluation import compare, evaluate, read_result, save_result
+    from sdkernels.train.evaluation import read_result
     from sdkernels.train.loading import load_model
     from sdkernels.train.rollout import Sampling
 
     # Wrong input stops here, before a model is loaded.
+    contexts = [parse_context(text) for text in options.context]
+    if contexts and options.compare is not None:
+        raise ValueError(
+            "--compare is for the model alone; under --context every score is already compared "
+            "with the question alone"
+        )
     earlier = None if options.compare is None else read_result(options.compare)
     is_gym = options.dataset.startswith(GYM_SOURCES)
     examples = load_examples(
@@ -55,21 +85,54 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         require=("answer",),
     )
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    result = evaluate(
+    sampling = Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+    )
+    about = {"model": options.model, "dataset": options.dataset, "seed": options.seed}
+    if contexts:
+        _run_contexts(options, contexts, model, tokenizer, examples, sampling, about)
+    else:
+        _run_alone(options, earlier, model, tokenizer, examples, sampling, about)
+
+
+def parse_context(text: str) -> Context:
+    """A context from `NAME` or `NAME(setting=value,...)`, values read as YAML.
+
+    Raises:
+        ValueError: not of that form, an unknown name or setting.
+    """
+    from sdkernels import contexts
+
+    found = _CONTEXT.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"--context {text!r}: expected NAME or NAME(setting=value,...)")
+    pairs = [pair.strip() for pair in (found["settings"] or "").split(",") if pair.strip()]
+    return contexts.get(found["name"], **parse_settings(pairs, flag=f"--context {text!r}, setting"))
+
+
+def _run_alone(
+    options: argparse.Namespace,
+    earlier: dict[str, Any] | None,
+    model: Any,
+    tokenizer: Any,
+    examples: Any,
+    sampling: Any,
+    about: dict[str, Any],
+) -> None:
+    from sdkernels.train.evaluation import compare, evaluate, headline, save_result
+
+    result = about | evaluate(
         model,
         tokenizer,
         examples,
         k=options.k,
-        sampling=Sampling(
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            top_p=options.top_p,
-        ),
+        sampling=sampling,
         seed=options.seed,
         batch_size=options.batch_size,
     )
-    result |= {"model": options.model, "dataset": options.dataset, "seed": options.seed}
-    print(record({key: _shown(value) for key, value in result.items() if key != "per_example"}))
+    print(record({key: _shown(value) for key, value in headline(result).items()}))
     if earlier is not None:
         print("\nchange since the earlier result (paired)")
         print(record({key: _shown(value) for key, value in compare(earlier, result).items()}))
@@ -77,6 +140,42 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         save_result(options.out, result)
         print(f"\nfull result: {options.out}")
+
+
+def _run_contexts(
+    options: argparse.Namespace,
+    contexts: Sequence[Context],
+    model: Any,
+    tokenizer: Any,
+    examples: Any,
+    sampling: Any,
+    about: dict[str, Any],
+) -> None:
+    from sdkernels.contexts import LocalCritic
+    from sdkernels.report import teacher_table
+    from sdkernels.train.loading import context_window
+    from sdkernels.train.teacher_accuracy import save, teacher_accuracy
+
+    critic = None
+    if any(context.generates for context in contexts):
+        critic = LocalCritic(model, tokenizer, max_new_tokens=options.max_new_tokens)
+    result = about | teacher_accuracy(
+        model,
+        tokenizer,
+        examples,
+        contexts,
+        k=options.k,
+        sampling=sampling,
+        seed=options.seed,
+        critic=critic,
+        window=context_window(model),
+        batch_size=options.batch_size,
+        announce=lambda line: print(line, file=sys.stderr, flush=True),
+    )
+    print(teacher_table(result))
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        print(f"\nfull result: {save(options.out, result)}")
 
 
 def _shown(value: Any) -> Any:

@@ -14,7 +14,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
-    """Build the report and say where it is."""
+    """Build the report; print its condition table, what could not be read, and where it is."""
     from sdkernels import report
 
-    print(f"report: {report.build(options.folder)}")
+    page = report.build(options.folder)
+    study = report.load_study(options.folder)
+    print(report.terminal_table([run.summary for run in study.runs]))
+    if study.teacher is not None:
+        print("\nteacher accuracy by context\n" + report.teacher_table(study.teacher))
+    for problem in study.problems:
+        print(f"not shown: {problem}")
+    print(f"report: {page}")

@@ -27,9 +27,9 @@ def record(fields: Mapping[str, Any]) -> str:
     return columns([(key.replace("_", " "), _shown(value)) for key, value in fields.items()])
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, Any]:
     """`key=value` pairs; values are read as YAML, so that numbers, true and null are what they look
-    like.
+    like. `flag` names where they came from.
 
     Raises:
         ValueError: a pair without `=`.
@@ -38,8 +38,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set {pair!r}: expected KEY=VALUE")
-        settings[key] = yaml.safe_load(value)
+            raise ValueError(f"{flag} {pair!r}: expected KEY=VALUE")
+        settings[key.strip()] = yaml.safe_load(value)
     return settings
 
 

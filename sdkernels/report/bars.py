@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdkernels.report.curves import named
-from sdkernels.report.fields import PHASES, as_number, interval, lookup
+from sdkernels.report.fields import as_number, interval, lookup
 from sdkernels.report.load import Run
+from sdkernels.report.metrics import PHASES
 from sdkernels.report.series import style
 from sdkernels.report.text import DASH, count, escape, number
 

@@ -34,6 +34,11 @@ def rules() -> str:
             found.append(f".dash{index} .line{{stroke-dasharray:{shown}}}")
     for view in VIEWS:
         found += _switch(view)
+    for verdict in ("all", "correct", "wrong"):
+        button = f"#only-{verdict}"
+        found += _pressed(button, f".bar label[for=only-{verdict}]")
+        if verdict != "all":
+            found.append(f"{button}:checked~* .rollout:not(.is-{verdict}){{display:none}}")
     return "\n".join(found)
 
 
@@ -44,8 +49,7 @@ def _switch(view: View) -> list[str]:
     found = [
         f"{button}:checked~.bar .for-{view.prefix}{{display:flex}}",
         f"{button}:checked~* .absent.for-{view.prefix}{{display:block}}",
-        f"{button}:checked~{label}{{background:var(--ink);color:var(--surface)}}",
-        f"{button}:focus-visible~{label}{{outline:2px solid var(--accent);outline-offset:2px}}",
+        *_pressed(button, label),
     ]
     for level in range(1, LEVELS + 1):
         ramps = {level: "positive", -level: "negative"} if view.diverging else {level: "amount"}
@@ -54,6 +58,14 @@ def _switch(view: View) -> list[str]:
             paint = f"{{background:var(--{ramp}-{level})}}"
             found.append(f"{button}:checked~* .tokens {cell},.ramp {cell}{paint}")
     return found
+
+
+def _pressed(button: str, label: str) -> list[str]:
+    """Return how a radio button's label looks when it is chosen, and when it has the focus."""
+    return [
+        f"{button}:checked~{label}{{background:var(--ink);color:var(--surface)}}",
+        f"{button}:focus-visible~{label}{{outline:2px solid var(--accent);outline-offset:2px}}",
+    ]
 
 
 def _variables(lines: Sequence[str], ramp: dict[str, str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sdkernels.report.load import Run
 from sdkernels.report.series import (
@@ -33,6 +34,16 @@ _SHAPES = (
 )
 
 
+@dataclass(frozen=True)
+class Axis:
+    """A horizontal axis: its ends, its ticks with their labels, and what it counts."""
+
+    first: float
+    last: float
+    ticks: tuple[tuple[float, str], ...]
+    word: str
+
+
 def section(runs: Sequence[Run]) -> str:
     """Return the legend and the panels of the learning curves as HTML, with a sentence on all that
     is not drawn.
@@ -40,9 +51,16 @@ def section(runs: Sequence[Run]) -> str:
     data = curves(runs)
     if not data.panels:
         return '<p class="empty">No step was recorded, so there is nothing to draw.</p>'
-    parts = [legend(runs), '<div class="panels">']
-    parts += [_figure(panel, data, runs) for panel in data.panels]
-    parts.append("</div>")
+    axis = _steps_axis(data)
+    main = [panel for panel in data.panels if not panel.metric.more]
+    more = [panel for panel in data.panels if panel.metric.more]
+    parts = [legend(runs), panels(main, axis, runs)]
+    if more:
+        told = f"{count(len(more), 'more curve')}: {', '.join(p.metric.title for p in more)}"
+        parts.append(
+            f'<details class="more"><summary>{escape(told)}</summary>'
+            f"{panels(more, axis, runs)}</details>"
+        )
     notes = []
     if data.first_step == data.last_step:
         notes.append("Only one step was recorded, so each condition is a single point.")
@@ -53,6 +71,17 @@ def section(runs: Sequence[Run]) -> str:
     if notes:
         parts.append(f'<p class="foot">{escape(" ".join(notes))}</p>')
     return "\n".join(parts)
+
+
+def panels(drawn: Sequence[Panel], axis: Axis, runs: Sequence[Run]) -> str:
+    """Return panels that share their horizontal axis, side by side."""
+    return f'<div class="panels">{"".join(_figure(panel, axis, runs) for panel in drawn)}</div>'
+
+
+def _steps_axis(data: Curves) -> Axis:
+    shown = step_ticks(data.first_step, data.last_step)
+    words = [f"step {step:,}" if index == 0 else f"{step:,}" for index, step in enumerate(shown)]
+    return Axis(data.first_step, data.last_step, tuple(zip(shown, words, strict=True)), "step")
 
 
 def legend(runs: Sequence[Run]) -> str:
@@ -89,16 +118,16 @@ def named(index: int, runs: Sequence[Run]) -> str:
     return f'{swatch(index, len(runs))}<span class="name">{escape(runs[index].label)}</span>'
 
 
-def _figure(panel: Panel, data: Curves, runs: Sequence[Run]) -> str:
+def _figure(panel: Panel, axis: Axis, runs: Sequence[Run]) -> str:
     metric = panel.metric
     return (
-        f'<figure class="panel"><h3>{escape(metric.title)}</h3>{_svg(panel, data, runs)}'
+        f'<figure class="panel"><h3>{escape(metric.title)}</h3>{_svg(panel, axis, runs)}'
         f"<figcaption>{escape(metric.explain)}</figcaption></figure>"
     )
 
 
-def _svg(panel: Panel, data: Curves, runs: Sequence[Run]) -> str:
-    first, last = data.first_step, data.last_step
+def _svg(panel: Panel, axis: Axis, runs: Sequence[Run]) -> str:
+    first, last = axis.first, axis.last
     span = last - first
 
     def at_x(step: float) -> float:
@@ -112,7 +141,7 @@ def _svg(panel: Panel, data: Curves, runs: Sequence[Run]) -> str:
             - (_HEIGHT - _TOP - _BOTTOM) * (value - panel.low) / (panel.high - panel.low)
         )
 
-    label = f"{panel.metric.title} by step for {count(len(panel.lines), 'condition')}"
+    label = f"{panel.metric.title} by {axis.word} for {count(len(panel.lines), 'condition')}"
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(label)}">']
     marks = ticks(panel.low, panel.high)
     right = _WIDTH - _RIGHT
@@ -128,20 +157,25 @@ def _svg(panel: Panel, data: Curves, runs: Sequence[Run]) -> str:
     parts.append(f'<text class="axis" x="0" y="11">{escape(unit)}</text>')
     base = _HEIGHT - _BOTTOM
     parts.append(f'<path class="base" d="M{_LEFT} {base}H{right}"/>')
-    shown_steps = step_ticks(first, last)
-    for index, step in enumerate(shown_steps):
-        word = "step " if index == 0 else ""
+    for at, shown in axis.ticks:
         parts.append(
-            f'<text class="tick" x="{at_x(step):.1f}" y="{base + 16}" text-anchor="middle">'
-            f"{word}{step:,}</text>"
+            f'<text class="tick" x="{at_x(at):.1f}" y="{base + 16}" text-anchor="middle">'
+            f"{shown}</text>"
         )
     for line in panel.lines:
-        parts.append(_line(line, [(at_x(x), at_y(y)) for x, y in line.points], panel, runs))
+        places = [(at_x(x), at_y(y)) for x, y in line.points]
+        parts.append(_line(line, places, panel, axis.word, runs))
     parts.append("</svg>")
     return "".join(parts)
 
 
-def _line(line: Line, places: list[tuple[float, float]], panel: Panel, runs: Sequence[Run]) -> str:
+def _line(
+    line: Line,
+    places: list[tuple[float, float]],
+    panel: Panel,
+    word: str,
+    runs: Sequence[Run],
+) -> str:
     look = style(line.run, len(runs))
     name = runs[line.run].label
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
@@ -152,7 +186,7 @@ def _line(line: Line, places: list[tuple[float, float]], panel: Panel, runs: Seq
     if isolated or (len(places) <= _MAX_MARKED_POINTS and not look.plain):
         unit = f" {panel.metric.unit}" if panel.metric.unit else ""
         for (x, y), (step, value) in zip(places, line.points, strict=True):
-            told = escape(f"{name}, step {step:g}: {typographic(number(value))}{unit}")
+            told = escape(f"{name}, {word} {step:g}: {typographic(number(value))}{unit}")
             parts.append(
                 f'<path class="dot" transform="translate({x:.1f} {y:.1f})" '
                 f'd="{_SHAPES[look.shape]}"><title>{told}</title></path>'

@@ -1,6 +1,4 @@
-"""The quantities a report shows: title, unit, explanation, where to find them, and why one may be
-missing.
-"""
+"""Table cells: where a value stands in a run, how it is shown, and why it may be missing."""
 
 from __future__ import annotations
 
@@ -11,86 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdkernels.report import text
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One learning curve: a key of `metrics.jsonl` with what a reader needs to understand it."""
-
-    key: str
-    title: str
-    unit: str
-    explain: str
-    scale: float = 1.0
-
-
-METRICS = (
-    Metric(
-        "loss",
-        "Loss",
-        "",
-        "What the optimizer lowers. Each recipe has its own loss: compare the trend of a line, "
-        "not the height of two.",
-    ),
-    Metric(
-        "gap",
-        "Gap, teacher minus student",
-        "nats per token",
-        "Above 0 the teacher finds the student's tokens likelier than the student does.",
-    ),
-    Metric(
-        "accuracy",
-        "Training accuracy",
-        "%",
-        "Share of rollouts whose answer was verified correct.",
-        100.0,
-    ),
-    Metric(
-        "entropy",
-        "Student entropy",
-        "nats per token",
-        "How undecided the student is about the next token. A fall to 0 is a collapse.",
-    ),
-    Metric(
-        "teacher_entropy",
-        "Teacher entropy",
-        "nats per token",
-        "The same for the teacher, on the student's text. Same axis as the student's.",
-    ),
-    Metric(
-        "completion_length", "Response length", "tokens", "Mean length of the rollouts of a step."
-    ),
-    Metric(
-        "markers_per_1k",
-        "Epistemic markers",
-        "per 1,000 tokens",
-        "Words that voice doubt or checking: wait, hmm, perhaps, maybe, check ...",
-    ),
-    Metric(
-        "push_share",
-        "Pushed tokens",
-        "% of tokens",
-        "Share of tokens that the gate pushes away from the teacher instead of towards it.",
-        100.0,
-    ),
-    Metric(
-        "reward",
-        "Reward",
-        "mean per rollout",
-        "What the verifier paid, averaged over the step's rollouts.",
-    ),
-)
-
-PHASES = (
-    ("rollout", "Rollouts"),
-    ("context", "Contexts"),
-    ("student_forward", "Student forward"),
-    ("teacher_forward", "Teacher forward"),
-    ("loss", "Loss"),
-    ("backward", "Backward"),
-    ("optimizer", "Optimizer"),
-)
-
 
 # The trainer's short name for the model that comes with it.
 _ALIASES = {"smollm2": "SmolLM2-135M-Instruct"}
@@ -122,8 +40,8 @@ def as_number(value: Any) -> float | None:
 
 @dataclass(frozen=True)
 class Cell:
-    """One table cell. `state` is `value`, `bad` (NaN or infinity) or `missing`; `why` explains the
-    last two.
+    """One table cell. `state` is `value`, `apart` (a difference whose interval leaves out 0), `bad`
+    (NaN or infinity) or `missing`; `why` explains the last two.
     """
 
     shown: str
@@ -133,13 +51,19 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One column of the condition table, for the page and for the terminal."""
+class Head:
+    """Head of a table's column: what stands over it and over its group."""
 
-    path: tuple[str, ...]
     group: str
     title: str
     unit: str
+
+
+@dataclass(frozen=True)
+class Column(Head):
+    """A column whose cells are values of the run's summary, for the page and for the terminal."""
+
+    path: tuple[str, ...]
     show: Callable[[float], str]
     interval: bool = False
 
@@ -159,11 +83,13 @@ class Column:
         return Cell(self.show(value), extra=extra)
 
 
-def _percent_points(value: float) -> str:
+def percent(value: float) -> str:
+    """Return a share in percent with one decimal."""
     return f"{100 * value:.1f}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Return a number with its sign."""
     return text.number(value, signed=True)
 
 
@@ -172,22 +98,18 @@ def _gib(value: float) -> str:
 
 
 COLUMNS = (
-    Column(("last", "loss"), "Last training step", "Loss", "", text.number),
-    Column(("last", "gap"), "Last training step", "Gap", "nats", _signed),
-    Column(("last", "entropy"), "Last training step", "Student entropy", "nats", text.number),
+    Column("Last training step", "Loss", "", ("last", "loss"), text.number),
+    Column("Last training step", "Gap", "nats", ("last", "gap"), signed),
+    Column("Last training step", "Student entropy", "nats", ("last", "entropy"), text.number),
     Column(
-        ("last", "teacher_entropy"), "Last training step", "Teacher entropy", "nats", text.number
+        "Last training step", "Teacher entropy", "nats", ("last", "teacher_entropy"), text.number
     ),
-    Column(("last", "markers_per_1k"), "Last training step", "Markers", "per 1k", text.number),
-    Column(("last", "completion_length"), "Last training step", "Length", "tokens", text.number),
-    Column(
-        ("before", "accuracy"), "Evaluation", "Accuracy before", "%", _percent_points, interval=True
-    ),
-    Column(
-        ("after", "accuracy"), "Evaluation", "Accuracy after", "%", _percent_points, interval=True
-    ),
-    Column(("tokens_per_second",), "Cost", "Speed", "tokens/s", text.number),
-    Column(("peak_memory_bytes",), "Cost", "Peak memory", "GiB", _gib),
+    Column("Last training step", "Markers", "per 1k", ("last", "markers_per_1k"), text.number),
+    Column("Last training step", "Length", "tokens", ("last", "completion_length"), text.number),
+    Column("Evaluation", "Accuracy before", "%", ("before", "accuracy"), percent, interval=True),
+    Column("Evaluation", "Accuracy after", "%", ("after", "accuracy"), percent, interval=True),
+    Column("Cost", "Speed", "tokens/s", ("tokens_per_second",), text.number),
+    Column("Cost", "Peak memory", "GiB", ("peak_memory_bytes",), _gib),
 )
 
 
@@ -222,17 +144,30 @@ def missing_reason(summary: Mapping[str, Any], path: tuple[str, ...]) -> str:
     """Return one plain sentence on why the value at `path` is not there."""
     section, key = path[0], path[-1]
     if section in ("before", "after"):
-        return "no evaluation was recorded"
-    if section == "last":
+        if not lookup(summary, section):
+            return "no evaluation was recorded"
+        return "the evaluation recorded none"
+    if section in ("last", "mean"):
         if not lookup(summary, "last"):
             return "no training step was recorded"
-        if key in ("gap", "teacher_entropy", "direction"):
-            if has_teacher(summary) is False:
-                return (
-                    "no teacher in this condition, so there is nothing to compare the student with"
-                )
-            return "no token had a teacher signal in the last step"
-        return "the last step recorded no finite value"
+        return _reason_in_steps(summary, key, "last" if section == "last" else "any")
     if key == "peak_memory_bytes" and lookup(summary, "tokens_per_second") is not None:
         return "not measured on this device"
     return "the run did not record it"
+
+
+def _reason_in_steps(summary: Mapping[str, Any], key: str, which: str) -> str:
+    """Why the metric `key` is not in the `last` or in `any` step."""
+    step = "the last step" if which == "last" else "any step"
+    of_teacher = key.startswith(("gap", "teacher_entropy", "kl_")) or key == "direction"
+    if of_teacher and has_teacher(summary) is False:
+        return "no teacher in this condition, so there is nothing to compare the student with"
+    if key.endswith("_correct"):
+        return f"no rollout of {step} was verified correct"
+    if key.endswith("_wrong"):
+        return f"no rollout of {step} was verified and found wrong"
+    if of_teacher:
+        return f"no token had a teacher signal in {step}"
+    if which == "any":
+        return "no step recorded it"
+    return "the last step recorded no value"

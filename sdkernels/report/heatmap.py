@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from sdkernels.report.curves import named
 from sdkernels.report.fields import has_teacher
 from sdkernels.report.load import Problems, RolloutRef, Run, TokenRecord, read_rollout
-from sdkernels.report.text import MINUS, count, escape, number, script_json
+from sdkernels.report.step_gaps import step_gaps
+from sdkernels.report.text import (
+    MINUS,
+    count,
+    escape,
+    number,
+    one_line,
+    script_json,
+    typographic,
+)
 
 LEVELS = 8
 MAX_PAGE_TOKENS = 80_000
@@ -91,9 +100,10 @@ class Shown:
 
 
 def choose(runs: Sequence[Run]) -> list[tuple[int, RolloutRef]]:
-    """Return up to two rollouts per run: at its first recorded step and at its last.
+    """Return up to four rollouts per run: at its first recorded step and at its last, a correct and
+    a wrong one each, where there are both.
 
-    Both are of the example that most runs recorded at their first step, where the run has it: the
+    The example that most runs recorded at their first step comes first, where the run has it: the
     same text under different teachers is what a reader can compare.
     """
     firsts: Counter[str] = Counter()
@@ -108,8 +118,10 @@ def choose(runs: Sequence[Run]) -> list[tuple[int, RolloutRef]]:
         steps = [ref.step for ref in run.rollouts]
         for step in sorted({min(steps), max(steps)}):
             at_step = [ref for ref in run.rollouts if ref.step == step]
-            same = [ref for ref in at_step if ref.example_id == common]
-            chosen.append((index, (same or at_step)[0]))
+            at_step.sort(key=lambda ref: ref.example_id != common)
+            found = {ref.success: ref for ref in reversed(at_step)}
+            judged = [found[verdict] for verdict in (True, False) if verdict in found]
+            chosen += [(index, ref) for ref in judged or at_step[:1]]
     return chosen
 
 
@@ -134,7 +146,9 @@ def load(runs: Sequence[Run], problems: Problems) -> list[Shown]:
 
 
 def scales(shown: Sequence[Shown]) -> dict[str, float]:
-    """Return for each view the value that gets full colour: its 98th percentile on this page."""
+    """Return for each view the value that gets full colour: its 98th percentile on this page; under
+    `step` the largest mean gap of a step.
+    """
     found = {}
     for view in VIEWS:
         if view.key == "direction":
@@ -148,6 +162,8 @@ def scales(shown: Sequence[Shown]) -> dict[str, float]:
         )
         top = sizes[int(0.98 * (len(sizes) - 1))] if sizes else 0.0
         found[view.key] = top or (sizes[-1] if sizes else 0.0) or 1.0
+    gaps = [step.gap or 0.0 for item in shown for step in step_gaps(item.record)]
+    found["step"] = max(map(abs, gaps), default=0.0) or 1.0
     return found
 
 
@@ -168,15 +184,19 @@ def section(runs: Sequence[Run], shown: Sequence[Shown]) -> str:
         parts.append(
             f'<input type="radio" name="view" id="view-{view.prefix}" class="switch"{checked}>'
         )
+    buttons, verdicts = _filter(shown)
+    parts.append(buttons)
     if views:
         labels = "".join(f'<label for="view-{view.prefix}">{view.title}</label>' for view in views)
-        parts.append(f'<div class="bar"><div class="switches">{labels}</div>')
+        parts.append(f'<div class="bar"><div class="switches">{labels}</div>{verdicts}')
         parts += [_scale(view, limits[view.key]) for view in views]
         parts.append("</div>")
     parts.append(
         '<p class="foot">Words that voice doubt are <u>underlined</u>. Point at a token for its '
-        "numbers, or click into a rollout and walk with the arrow keys. All rollouts share one "
-        'colour scale.</p><noscript><p class="foot">Numbers per token need JavaScript; they also '
+        "numbers, or click into a rollout and walk with the arrow keys. Step by step has the mean "
+        "gap of each reasoning step: right and red, the teacher would keep it; left and blue, it "
+        "would change it. All rollouts share one scale.</p>"
+        '<noscript><p class="foot">Numbers per token need JavaScript; they also '
         "stand in tokens.jsonl.</p></noscript>"
     )
     by_run: dict[int, list[str]] = {}
@@ -193,6 +213,22 @@ def section(runs: Sequence[Run], shown: Sequence[Shown]) -> str:
         )
     parts.append("</div>")
     return "\n".join(parts)
+
+
+def _filter(shown: Sequence[Shown]) -> tuple[str, str]:
+    """Return radio buttons and labels that keep only correct or only wrong rollouts; empty if there
+    is nothing to tell apart.
+    """
+    if len({item.record.success for item in shown}) < 2:
+        return "", ""
+    buttons, labels = [], []
+    for at, verdict in enumerate(("all", "correct", "wrong")):
+        checked = " checked" if at == 0 else ""
+        buttons.append(
+            f'<input type="radio" name="only" id="only-{verdict}" class="switch"{checked}>'
+        )
+        labels.append(f'<label for="only-{verdict}">{verdict.capitalize()}</label>')
+    return "".join(buttons), f'<div class="switches">{"".join(labels)}</div>'
 
 
 def _scale(view: View, limit: float) -> str:
@@ -223,13 +259,41 @@ def _rollout(
     cut = len(record.tokens) - item.num_shown
     left_out = f"{count(cut, 'more token')} left out to keep the page small."
     return (
-        f'<article class="rollout"><h4>{name} <span class="verdict">{verdict}</span> '
+        f'<article class="rollout is-{verdict.replace(" ", "-")}">'
+        f'<h4>{name} <span class="verdict">{verdict}</span> '
         f"<small>{count(len(record.tokens), 'token')}</small></h4>"
         f"{_prompts(record, bool(has_teacher(run.summary)))}{absent}"
         f'<div class="tokens" tabindex="0" role="group" data-rollout="{at}" '
         f'aria-label="{name}: tokens, arrow keys walk through them">{tokens}</div>'
+        f"{_steps(record, limits)}"
         f"{f'<p class=foot>{left_out}</p>' if cut else ''}"
         f'<script type="application/json" id="rollout-{at}">{_numbers(item)}</script></article>'
+    )
+
+
+def _steps(record: TokenRecord, limits: dict[str, float]) -> str:
+    """Return the steps of the rollout with the mean gap of each as a bar, folded."""
+    steps = [(step, step.gap) for step in step_gaps(record) if step.gap is not None]
+    if len(steps) < 2:
+        return ""
+    top = limits["step"]
+    rows = []
+    for number_of, (step, gap) in enumerate(steps, 1):
+        width = 50 * abs(gap) / top
+        side = f"left:50%;width:{width:.1f}%" if gap > 0 else f"right:50%;width:{width:.1f}%"
+        kind = "up" if gap > 0 else "down"
+        sums = {True: "sums hold", False: "sums fail", None: ""}[step.holds]
+        rows.append(
+            f'<li><span class="nth">{number_of}</span><span class="gauge" aria-hidden="true">'
+            f'<i class="{kind}" style="{side}"></i></span>'
+            f'<span class="mean">{typographic(number(gap, signed=True))}</span>'
+            f'<span class="said">{escape(one_line(step.text, 160))}'
+            f"{f' <small>{sums}</small>' if sums else ''}</span></li>"
+        )
+    return (
+        f'<details class="steps"><summary>Step by step: {len(steps)} steps</summary>'
+        '<p class="foot">Mean gap of each step\'s tokens, nats. Right and red: the teacher would '
+        f"keep the step. Left and blue: it would change it.</p><ol>{''.join(rows)}</ol></details>"
     )
 
 

@@ -9,18 +9,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sdkernels.report.fields import METRICS, PHASES, as_number, interval
+from sdkernels.report.fields import as_number, interval
+from sdkernels.report.metrics import MEAN_KEYS, METRICS, PHASES
 from sdkernels.report.text import count, number, one_line
+from sdkernels.train.strict_json import restore
 
 # Anything beyond is treated like an infinity: it would only flatten every axis it is drawn on.
 DRAWABLE = 1e30
 TOKEN_COLUMNS = ("logp", "teacher_logp", "gap", "entropy", "teacher_entropy", "direction")
 
-# Every number of a metrics line; the curves show a part of them, the check covers all.
-_STEP_KEYS = (
-    *(metric.key for metric in METRICS),
-    *("grad_norm", "learning_rate", "gap_abs", "kl_teacher_student", "direction", "signal_share"),
-    *("truncated_share", "marker_count", "num_tokens", "tokens_per_second", "peak_memory_bytes"),
+# Every number of a metrics line that a report uses; the check covers all.
+_STEP_KEYS = tuple(
+    dict.fromkeys(
+        (
+            *(metric.key for metric in METRICS),
+            *MEAN_KEYS,
+            *("learning_rate", "marker_count", "num_tokens", "tokens_per_second"),
+            "peak_memory_bytes",
+        )
+    )
 )
 _EVAL_KEYS = ("accuracy", "completion_length", "markers_per_1k", "entropy", "n", "k")
 
@@ -65,6 +72,7 @@ class RolloutRef:
     step: int
     example_id: str
     num_tokens: int
+    success: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ class TokenRecord:
 
 @dataclass
 class Run:
-    """One run folder: its summary with defaults, its steps in order, its recorded rollouts."""
+    """One run folder: its summary with defaults, its steps in order, its recorded rollouts, and the
+    scores of each problem `before` and `after` training.
+    """
 
     path: Path
     where: str
@@ -96,6 +106,18 @@ class Run:
     steps: list[dict[str, Any]] = field(default_factory=list)
     rollouts: list[RolloutRef] = field(default_factory=list)
     label: str = ""
+    problems: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The summary, and under `mean` the mean over all steps of each metric that has one."""
+        return {**self.summary, "mean": self.means}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Means over the recorded steps of the metrics that the analysis tables show."""
+        found = {key: [value for _, value in self.series(key)] for key in MEAN_KEYS}
+        return {key: sum(values) / len(values) for key, values in found.items() if values}
 
     @property
     def condition(self) -> str:
@@ -138,7 +160,7 @@ def read_object(path: Path) -> dict[str, Any] | str:
 
 def _decode(raw: bytes) -> Any:
     try:
-        return json.loads(raw.decode("utf-8"))
+        return restore(json.loads(raw.decode("utf-8")))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
@@ -148,6 +170,10 @@ def load_run(folder: Path, where: str, problems: Problems) -> Run:
     run = Run(folder, where, _load_summary(folder, where, problems))
     run.steps = _load_steps(folder / "metrics.jsonl", f"{where}metrics.jsonl", problems)
     run.rollouts = _index_rollouts(folder / "tokens.jsonl", f"{where}tokens.jsonl", problems)
+    for when in ("before", "after"):
+        run.problems[when] = _load_problems(
+            folder / f"{when}.json", f"{where}{when}.json", problems
+        )
     if run.steps and not run.summary.get("last"):
         run.summary["last"] = run.steps[-1]
     for key in ("tokens_per_second", "peak_memory_bytes"):
@@ -189,6 +215,21 @@ def _load_summary(folder: Path, where: str, problems: Problems) -> dict[str, Any
     loaded["condition"] = loaded.get("condition") or folder.resolve().name
     loaded["title"] = loaded.get("title") or loaded["condition"]
     return loaded
+
+
+def _load_problems(path: Path, name: str, problems: Problems) -> list[dict[str, Any]]:
+    """The problems of an evaluation with their scores; none if it was not made or not readable."""
+    if not path.exists():
+        return []
+    loaded = read_object(path)
+    if isinstance(loaded, str):
+        problems.add(name, f"{loaded}; left out")
+        return []
+    entries = loaded.get("per_example")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        problems.add(name, "holds no list of problems; left out")
+        return []
+    return entries
 
 
 class _NumberCheck:
@@ -277,7 +318,8 @@ def _index_rollouts(path: Path, name: str, problems: Problems) -> list[RolloutRe
         if isinstance(record, str):
             problems.add(name, f"{record}; left out", line)
             continue
-        found.append(RolloutRef(offset, line, record.step, record.example_id, len(record.tokens)))
+        size = len(record.tokens)
+        found.append(RolloutRef(offset, line, record.step, record.example_id, size, record.success))
     if not found:
         problems.add(name, "holds no readable rollout")
     return found

@@ -10,7 +10,19 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
-from sdkernels.report import bars, colours, curves, glossary, heatmap, tables
+from sdkernels.report import (
+    bars,
+    colours,
+    curves,
+    deciles,
+    glossary,
+    heatmap,
+    paired,
+    splits,
+    step_gaps,
+    tables,
+    teacher,
+)
 from sdkernels.report.fields import as_number, lookup, model_name
 from sdkernels.report.load import Run
 from sdkernels.report.study import Study
@@ -40,6 +52,13 @@ def render(study: Study) -> str:
             "conditions": tables.conditions(runs),
             "curves": curves.section(runs),
             "accuracy": bars.accuracy(runs),
+            "paired": paired.section(runs),
+            "teacher": teacher.section(study.teacher),
+            "verdicts": splits.by_verdict(runs),
+            "deciles": deciles.section(runs),
+            "kinds": splits.by_kind(runs),
+            "markers": splits.markers(runs),
+            "steps": step_gaps.section(runs),
             "heatmap": heatmap.section(runs, shown),
             "time": bars.time_per_step(runs),
             "glossary": glossary.section(),

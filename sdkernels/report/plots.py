@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sdkernels.report.bars import accuracy_of, mean_seconds
-from sdkernels.report.fields import PHASES
+from sdkernels.report.deciles import DECILES, decile_panels
 from sdkernels.report.load import Run
+from sdkernels.report.metrics import PHASES
 from sdkernels.report.series import (
     DASHES,
     LIGHT_COLOURS,
@@ -52,7 +53,8 @@ _STYLE: dict[str, Any] = {
 def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
     """Write the plots that the runs have numbers for into `folder` and return their paths.
 
-    `learning_curves.png`, `accuracy.png` and `time_per_step.png`; one of an earlier report that has
+    `learning_curves.png`, `more_curves.png`, `entropy_deciles.png`, `accuracy.png` and
+    `time_per_step.png`; one of an earlier report that has
     no numbers any more is removed, so that the folder never shows two states at once.
     """
     import matplotlib
@@ -65,6 +67,8 @@ def draw(runs: Sequence[Run], folder: Path) -> list[Path]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, make in (
             ("learning_curves.png", _learning_curves),
+            ("more_curves.png", _more_curves),
+            ("entropy_deciles.png", _entropy_deciles),
             ("accuracy.png", _accuracy),
             ("time_per_step.png", _time_per_step),
         ):
@@ -104,16 +108,32 @@ def _look(index: int, num_runs: int) -> dict[str, Any]:
 
 def _learning_curves(runs: Sequence[Run]) -> Any:
     data = curves(runs)
-    if not data.panels:
+    return _panels([panel for panel in data.panels if not panel.metric.more], data, runs)
+
+
+def _more_curves(runs: Sequence[Run]) -> Any:
+    data = curves(runs)
+    return _panels([panel for panel in data.panels if panel.metric.more], data, runs)
+
+
+def _entropy_deciles(runs: Sequence[Run]) -> Any:
+    word = "tenth of a response's tokens by student entropy"
+    return _panels(decile_panels(runs), Curves([], 1, DECILES, None, []), runs, word)
+
+
+def _panels(drawn: Sequence[Panel], data: Curves, runs: Sequence[Run], word: str = "step") -> Any:
+    """Return a figure of panels that share the horizontal axis of `data`, or None without any."""
+    if not drawn:
         return None
-    columns = min(3, len(data.panels))
-    rows = math.ceil(len(data.panels) / columns)
+    columns = min(3, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     legend_rows = 0 if style(0, len(runs)).plain else math.ceil(len(runs) / 3)
     figure = _figure(3.5 * columns, 2.5 * rows + 0.24 * legend_rows + 0.2)
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, panel in zip(grid.flat, data.panels, strict=False):
+    for axes, panel in zip(grid.flat, drawn, strict=False):
         _draw_panel(axes, panel, data, runs)
-    for axes in list(grid.flat)[len(data.panels) :]:
+        axes.set_xlabel(word)
+    for axes in list(grid.flat)[len(drawn) :]:
         axes.set_axis_off()
     if legend_rows:
         _legend(figure, runs)
@@ -145,7 +165,6 @@ def _draw_panel(axes: Any, panel: Panel, data: Curves, runs: Sequence[Run]) -> N
     axes.set_xticks(steps, [f"{step:,}" for step in steps])
     pad = 0.04 * (data.last_step - data.first_step) or 0.5
     axes.set_xlim(data.first_step - pad, data.last_step + pad)
-    axes.set_xlabel("step")
 
 
 def _legend(figure: Any, runs: Sequence[Run]) -> None:

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdkernels.report.fields import METRICS, Metric
 from sdkernels.report.load import Run
+from sdkernels.report.metrics import METRICS, Metric
 
 Point = tuple[float, float]
 
@@ -101,7 +101,7 @@ def curves(runs: Sequence[Run]) -> Curves:
             shared = (
                 entropies if metric.key in ("entropy", "teacher_entropy") else found[metric.key]
             )
-            panels.append(Panel(metric, found[metric.key], *_limits(shared, metric)))
+            panels.append(Panel(metric, found[metric.key], *limits(shared, metric)))
     steps = [x for lines in found.values() for line in lines for x, _ in line.points]
     return Curves(
         panels, min(steps, default=0), max(steps, default=0), limit if thinned else None, absent
@@ -133,12 +133,13 @@ def _thin(points: Sequence[tuple[int, float]], limit: int) -> list[Point]:
     ]
 
 
-def _limits(lines: Sequence[Line], metric: Metric) -> tuple[float, float]:
+def limits(lines: Sequence[Line], metric: Metric) -> tuple[float, float]:
+    """Return the range to draw: a little more than the lines, with 0 where it means something."""
     values = [y for line in lines for _, y in line.points]
     low, high = min(values), max(values)
     if metric.unit.startswith("%") or (low >= 0 and low <= 0.4 * high):
         low = min(low, 0.0)
-    if metric.key == "gap":
+    if metric.key.startswith(("gap", "direction")) and metric.key != "gap_abs":
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low < 1e-9 * max(1.0, abs(high)):
         pad = max(0.05 * abs(high), 0.5 if high == 0 else 0.0) or 0.5

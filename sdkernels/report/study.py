@@ -12,7 +12,9 @@ from typing import Any
 
 from sdkernels.report.fields import as_number, lookup, model_name
 from sdkernels.report.load import Problems, Run, has_lines, is_run, load_run, read_object
+from sdkernels.report.teacher import load as load_teacher
 from sdkernels.report.text import count, one_line
+from sdkernels.train.strict_json import strict
 
 PLOTS = "plots"
 SMALL_MODEL_PARAMETERS = 1_000_000_000
@@ -25,7 +27,8 @@ _SIZE = re.compile(r"(?<![A-Za-z0-9.])(\d+(?:\.\d+)?)([MmBb])(?![A-Za-z0-9])")
 class Study:
     """Everything a report shows: the runs in order, what could not be read, what it all proves.
 
-    `existing` is the `summary.json` that a study folder had before; `single` tells a lone run.
+    `existing` is the `summary.json` that a study folder had before; `single` tells a lone run;
+    `teacher` is what the teacher scored under each context, where that was measured.
     """
 
     folder: Path
@@ -34,6 +37,7 @@ class Study:
     note: str
     existing: dict[str, Any]
     single: bool
+    teacher: dict[str, Any] | None = None
 
 
 def build(folder: str | Path, *, order: Sequence[str] | None = None) -> Path:
@@ -95,7 +99,7 @@ def load_study(folder: Path, *, order: Sequence[str] | None = None) -> Study:
     _label(runs)
     note = existing.get("note") if existing.get("note_by") != _NOTE_BY else None
     shown = note if isinstance(note, str) else plain_note(runs)
-    return Study(folder, runs, problems, shown, existing, single)
+    return Study(folder, runs, problems, shown, existing, single, load_teacher(folder, problems))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -172,24 +176,15 @@ def _size_word(size: float) -> str:
 
 
 def _summary(study: Study) -> dict[str, Any]:
-    """Return the study's machine-readable summary: strict JSON, so NaN and infinity become null."""
+    """Return the study's machine-readable summary, as strict JSON."""
     derived = study.existing.get("note_by") == _NOTE_BY or "note" not in study.existing
     result = {**study.existing, "note": study.note}
     if derived:
         result["note_by"] = _NOTE_BY
-    result["conditions"] = [_strict(run.summary) for run in study.runs]
+    result["conditions"] = [run.summary for run in study.runs]
     result["problems"] = list(study.problems)
-    return {key: _strict(value) for key, value in result.items()}
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): _strict(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_strict(entry) for entry in value]
-    return value
+    found: dict[str, Any] = strict(result)
+    return found
 
 
 def _write(path: Path, content: str) -> None:

@@ -10,8 +10,9 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdkernels.report.fields import COLUMNS, Cell, Column, lookup
+from sdkernels.report.fields import COLUMNS, Cell, lookup
 from sdkernels.report.text import display_width, one_line
+from sdkernels.train.strict_json import restore
 
 _MAX_WIDTH = 120
 _MIN_WIDTH = 40
@@ -46,6 +47,34 @@ def terminal_table(summaries: Sequence[Mapping[str, Any]], *, width: int | None 
     """
     if not summaries:
         return "No condition was run."
+    summaries = [restore(summary) for summary in summaries]
+    width = _fitting(width)
+    cells = [[column.cell(summary) for column in COLUMNS] for summary in summaries]
+    names = [
+        one_line(str(lookup(summary, "condition") or "unnamed"), min(_MAX_NAME, width // 2))
+        for summary in summaries
+    ]
+    columns = [
+        [*_HEADS[column.path], *(_shown(row[at]) for row in cells)]
+        for at, column in enumerate(COLUMNS)
+    ]
+    parts = [aligned("condition", names, columns, width=width)]
+    return "\n\n".join(parts + _footnotes(names, cells, width))
+
+
+def aligned(
+    first: str, names: Sequence[str], columns: Sequence[Sequence[str]], *, width: int | None = None
+) -> str:
+    """Return rows with their `names`, numbers right-aligned; continued below where they don't fit.
+
+    Each column starts with its two header lines.
+    """
+    left = [first, "", *names]
+    blocks = _blocks([_lines(column) for column in columns], left, _fitting(width))
+    return "\n\n".join(_table(left, block) for block in blocks)
+
+
+def _fitting(width: int | None) -> int:
     if width is None:
         width = (
             shutil.get_terminal_size((_MAX_WIDTH, 24)).columns
@@ -53,20 +82,11 @@ def terminal_table(summaries: Sequence[Mapping[str, Any]], *, width: int | None 
             else _MAX_WIDTH
         )
         width = min(_MAX_WIDTH, width)
-    width = max(_MIN_WIDTH, width)
-    cells = [[column.cell(summary) for column in COLUMNS] for summary in summaries]
-    names = [
-        one_line(str(lookup(summary, "condition") or "unnamed"), min(_MAX_NAME, width // 2))
-        for summary in summaries
-    ]
-    columns = [_lines(column, [row[at] for row in cells]) for at, column in enumerate(COLUMNS)]
-    parts = [_table(["condition", "", *names], block) for block in _blocks(columns, names, width)]
-    return "\n\n".join(parts + _footnotes(names, cells, width))
+    return max(_MIN_WIDTH, width)
 
 
-def _lines(column: Column, cells: Sequence[Cell]) -> list[str]:
-    """Return one column, headers first, all lines right-aligned to the same width."""
-    lines = [*_HEADS[column.path], *(_shown(cell) for cell in cells)]
+def _lines(lines: Sequence[str]) -> list[str]:
+    """Return one column, all lines right-aligned to the same width."""
     size = max(map(display_width, lines))
     return [" " * (size - display_width(line)) + line for line in lines]
 
@@ -82,7 +102,7 @@ def _blocks(
     """Split the columns into runs that fit beside the names; a column wider than the rest stands
     alone.
     """
-    room = width - max(map(display_width, ["condition", *names]))
+    room = width - max(map(display_width, names))
     blocks: list[list[list[str]]] = [[]]
     used = 0
     for column in columns:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from sdkernels.train.statistics import (
 from sdkernels.train.verify import Verdict, kind_of, verify, vote_key
 
 ENTROPY_BATCH_ROWS = 8
+PAIRED = ("accuracy", "completion_length", "marker_count")
 
 
 def evaluate(
@@ -68,9 +70,8 @@ def evaluate(
             temperature (1 for greedy answers).
 
     Returns:
-        `accuracy` (Avg@k) with `accuracy_ci`, `pass_at`, `maj_at_k`, `completion_length` (tokens),
-        `truncated_share`, `markers_per_1k`, `markers_by_word`, `entropy` (nats; None without), `n`,
-        `k`, `per_example`.
+        What `score_answers` says, and `pass_at`, `maj_at_k`, `distinct_answers` (mean number of
+        different answers to a problem), `entropy` (nats; None without), `k`.
 
     Raises:
         ValueError: no examples, one without a usable answer, or k > 1 with greedy sampling.
@@ -86,35 +87,41 @@ def evaluate(
         lambda: model, tokenizer, batch_size=batch_size, should_stop=should_stop
     )
     groups = backend.generate(prompts, k, sampling, seed=derived_seed(seed, "evaluate"))
-    verdicts = [
-        [verify(sample.text, example) for sample in group]
-        for example, group in zip(examples, groups, strict=True)
-    ]
-    result = _scores(examples, groups, verdicts, k=k, seed=seed)
-    result["entropy"] = None
+    verdicts = judge(examples, groups)
+    result = score_answers(examples, groups, verdicts, seed=seed)
+    result |= {"k": k, **_group_scores(examples, verdicts, k), "entropy": None}
     if with_entropy:
-        result["entropy"] = _mean_entropy(
+        result["entropy"] = mean_entropy(
             model, tokenizer, prompts, groups, temperature=sampling.temperature or 1.0
         )
     return result
 
 
+def judge(examples: Sequence[Example], groups: list[list[Sample]]) -> list[list[Verdict]]:
+    """The verifier's word on every answer."""
+    return [
+        [verify(sample.text, example) for sample in group]
+        for example, group in zip(examples, groups, strict=True)
+    ]
+
+
 def compare(before: dict[str, Any], after: dict[str, Any], *, seed: int = 0) -> dict[str, Any]:
     """Paired difference of two results of `evaluate` on the same problems.
+
+    Of `accuracy`, `completion_length` and `marker_count` (per response); what one of the two does
+    not hold, because an older version wrote it, is left out.
 
     Raises:
         ValueError: the problems are not the same.
     """
-    ids = [[entry["id"] for entry in result["per_example"]] for result in (before, after)]
+    pairs = [result["per_example"] for result in (before, after)]
+    ids = [[entry["id"] for entry in entries] for entries in pairs]
     if ids[0] != ids[1]:
         raise ValueError("the two evaluations are of different problems, so they cannot be paired")
     return {
-        name: paired_difference(
-            [entry[name] for entry in before["per_example"]],
-            [entry[name] for entry in after["per_example"]],
-            seed=seed,
-        )
-        for name in ("accuracy", "completion_length")
+        name: paired_difference(*([entry[name] for entry in side] for side in pairs), seed=seed)
+        for name in PAIRED
+        if all(name in entry for side in pairs for entry in side)
     }
 
 
@@ -140,8 +147,7 @@ def save_result(file: Path, result: dict[str, Any]) -> None:
 
 def headline(result: dict[str, Any]) -> dict[str, Any]:
     """The part of a result that goes into `summary.json`."""
-    names = ("accuracy", "accuracy_ci", "completion_length", "markers_per_1k", "entropy", "n", "k")
-    return {name: result[name] for name in names}
+    return {name: result[name] for name in result if name != "per_example"}
 
 
 def _check(examples: Sequence[Example], k: int, sampling: Sampling) -> None:
@@ -157,43 +163,43 @@ def _check(examples: Sequence[Example], k: int, sampling: Sampling) -> None:
         kind_of(example)
 
 
-def _scores(
+def score_answers(
     examples: Sequence[Example],
     groups: list[list[Sample]],
     verdicts: list[list[Verdict]],
     *,
-    k: int,
-    seed: int,
+    seed: int = 0,
 ) -> dict[str, Any]:
+    """What the answers to each problem, at least one, come to; a mean over the problems' means.
+
+    Returns:
+        `n` problems, `accuracy` with `accuracy_ci`, `completion_length` (tokens),
+        `truncated_share`, `markers` (whole words) and `markers_published` (substrings), each with
+        `total`, `by_marker`, `per_response`, `per_1k_tokens`, `per_word`; `markers_per_1k` (whole
+        words); `per_example`.
+    """
     correct = [[verdict.correct for verdict in group] for group in verdicts]
-    accuracy = [sum(group) / k for group in correct]
+    accuracy = [sum(group) / len(group) for group in correct]
     samples = [sample for group in groups for sample in group]
-    lengths = [len(sample.token_ids) for sample in samples]
-    markers = marker_stats([sample.text for sample in samples], lengths)
-    majority = [
-        majority_correct([vote_key(verdict.extracted, example) for verdict in group], right)
-        for example, group, right in zip(examples, verdicts, correct, strict=True)
-    ]
-    ks = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < k] + [k]
+    texts, lengths = [s.text for s in samples], [len(s.token_ids) for s in samples]
+    markers = marker_stats(texts, lengths)
     return {
         "n": len(examples),
-        "k": k,
         "accuracy": sum(accuracy) / len(accuracy),
         "accuracy_ci": list(bootstrap_interval(accuracy, seed=seed)),
-        "pass_at": {
-            str(size): sum(pass_at_k(k, sum(group), size) for group in correct) / len(correct)
-            for size in ks
-        },
-        "maj_at_k": sum(majority) / len(majority),
         "completion_length": sum(lengths) / len(lengths),
         "truncated_share": sum(sample.truncated for sample in samples) / len(samples),
         "markers_per_1k": markers.per_1k_tokens,
-        "markers_by_word": markers.by_marker,
+        "markers": asdict(markers),
+        "markers_published": asdict(marker_stats(texts, lengths, mode="substring")),
         "per_example": [
             {
                 "id": example.id,
                 "accuracy": share,
-                "completion_length": sum(len(s.token_ids) for s in group) / k,
+                "completion_length": sum(len(s.token_ids) for s in group) / len(group),
+                "marker_count": marker_stats(
+                    [s.text for s in group], [0] * len(group)
+                ).per_response,
                 "extracted": [verdict.extracted for verdict in judged],
                 "correct": right,
             }
@@ -204,8 +210,33 @@ def _scores(
     }
 
 
+def _markers_per_response(group: Sequence[Sample]) -> float | None:
+    return marker_stats([s.text for s in group], [0] * len(group)).per_response
+
+
+def _group_scores(
+    examples: Sequence[Example], verdicts: list[list[Verdict]], k: int
+) -> dict[str, Any]:
+    """What needs k answers to the same problem."""
+    correct = [[verdict.correct for verdict in group] for group in verdicts]
+    votes = [
+        [vote_key(verdict.extracted, example) for verdict in group]
+        for example, group in zip(examples, verdicts, strict=True)
+    ]
+    majority = [majority_correct(keys, right) for keys, right in zip(votes, correct, strict=True)]
+    ks = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size < k] + [k]
+    return {
+        "pass_at": {
+            str(size): sum(pass_at_k(k, sum(group), size) for group in correct) / len(correct)
+            for size in ks
+        },
+        "maj_at_k": sum(majority) / len(majority),
+        "distinct_answers": sum(len({*keys} - {None}) for keys in votes) / len(votes),
+    }
+
+
 @torch.no_grad()
-def _mean_entropy(
+def mean_entropy(
     model: Any,
     tokenizer: Any,
     prompts: list[list[int]],

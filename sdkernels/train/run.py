@@ -317,6 +317,7 @@ def _summary(
         "context": config.context if teacher is not None else "none",
         "teacher": None if teacher is None else teacher.kind,
         "model": config.model_name_or_path,
+        "num_parameters": sum(weight.numel() for weight in trainer.unwrapped.parameters()),
         "seed": config.seed,
         "steps": trainer.state.global_step,
         "before": None if before is None else headline(before),

@@ -37,7 +37,7 @@ RIGHT = (
     "48 + 24 = 72 buns.\n\nThe answer is 72."
 )
 WRONG = (
-    "She baked 48 buns on Friday. On Saturday it was half as many, maybe 48 - 20 = 28.\nHmm, "
+    "She baked 48 buns on Friday. On Saturday it was half as many, maybe 48 / 2 = 28.\nHmm, "
     "perhaps half means 48 / 2. So the total is 48 + 28 = 76 buns.\n\nThe answer is 76."
 )
 MARKERS = ("wait", "hmm", "perhaps", "maybe", "actually", "check")
@@ -140,6 +140,97 @@ def metrics(condition: str, step: int, strength: float, rng: random.Random) -> d
         "tokens_per_second": 62 + 8 * rng.random() - (18 if condition == "step_critique" else 0),
         "peak_memory_bytes": int((1.9 + 0.2 * strength) * 2**30),
         "seconds": seconds,
+        **_analysis(condition, strength, rng),
+    }
+
+
+def _analysis(condition: str, strength: float, rng: random.Random) -> dict[str, Any]:
+    """Return what a step tells by verdict, kind of token and entropy decile."""
+    taught = strength > 0
+    kinds = {"math": 0.4, "style": 2.4, "other": 0.8}
+    gaps = [-strength * (0.02 + 0.05 * at * at / 10) + rng.gauss(0, 0.01) for at in range(10)]
+    markers = {"per_response": 0.55, "per_1k": 6.2, "per_word": 0.011}
+    values: dict[str, Any] = {
+        "gap_correct": -0.05 * strength,
+        "gap_wrong": -0.21 * strength,
+        "gap_negative_share": 0.42 + 0.02 * rng.random(),
+        "gap_negative_share_correct": 0.38,
+        "gap_negative_share_wrong": 0.47,
+        "teacher_entropy_top20": 2.1 * (1 - 0.4 * strength),
+        **{f"kl_{kind}": 0.2 * size * strength for kind, size in kinds.items()},
+        **{f"gap_abs_{kind}": 0.5 * size * strength for kind, size in kinds.items()},
+        "gap_by_entropy_decile": gaps,
+    }
+    values = {key: value if taught else None for key, value in values.items()}
+    gate = [math.tanh((7 - at) / 3) for at in range(10)]
+    return values | {
+        "entropy_top20": 2.3 + rng.gauss(0, 0.05),
+        "math_share": 0.24,
+        "style_share": 0.08,
+        "other_share": 0.68,
+        "completion_length_correct": 81.0,
+        "completion_length_wrong": 93.0,
+        "markers_per_1k_correct": 4.8,
+        "markers_per_1k_wrong": 7.1,
+        "same_output_share": 0.125,
+        "distinct_answers": 2.75,
+        **{f"markers_{rate}": value for rate, value in markers.items()},
+        **{f"markers_published_{rate}": 1.4 * value for rate, value in markers.items()},
+        "entropy_by_entropy_decile": [0.02 * at * at + 0.05 * at for at in range(10)],
+        "direction_by_entropy_decile": gate if condition == "dasd" else None,
+    }
+
+
+def problems(rng: random.Random, gain: float) -> dict[str, Any]:
+    """Return the evaluation of 32 problems, as before.json and after.json hold it."""
+    return {
+        "per_example": [
+            {
+                "id": f"eval-{at}",
+                "accuracy": min(1.0, max(0.0, round(4 * (0.3 + gain + rng.gauss(0, 0.2))) / 4)),
+                "completion_length": 86.0 - 60 * gain + rng.gauss(0, 9),
+                "marker_count": max(0.0, 0.6 - 3 * gain + rng.gauss(0, 0.3)),
+            }
+            for at in range(32)
+        ]
+    }
+
+
+def teacher_accuracy() -> dict[str, Any]:
+    """Return what `sdkernels eval --context` leaves."""
+
+    def entry(name: str, score: float, length: float, doubt: float, silent: int) -> dict[str, Any]:
+        markers = {"per_response": doubt, "per_1k_tokens": 1000 * doubt / length}
+        return {
+            "context": name,
+            "settings": {},
+            "accuracy": score,
+            "accuracy_ci": [score - 0.07, min(1.0, score + 0.06)],
+            "completion_length": length,
+            "truncated_share": 0.03,
+            "markers": markers,
+            "markers_published": {"per_response": 1.3 * doubt},
+            "entropy": 0.5 * (1.1 - score),
+            "answers": 128 - silent,
+            "without_context": silent,
+            "change": None
+            if name == "none"
+            else {"difference": score - 0.3, "interval": [score - 0.36, score - 0.23]},
+        }
+
+    rows = (
+        ("none", 0.3, 90.0, 0.6, 0),
+        ("reference_solution", 0.95, 61.0, 0.1, 0),
+        ("verifier_feedback", 0.34, 88.0, 0.5, 12),
+    )
+    return {
+        "model": "smollm2",
+        "n": 32,
+        "k": 4,
+        "contexts": [
+            *(entry(*row) for row in rows),
+            {"context": "hint", "settings": {}, "accuracy": None, "answers": 0},
+        ],
     }
 
 
@@ -158,6 +249,10 @@ def make_run(
         for number in range(3)
     ]
     (folder / "tokens.jsonl").write_text("".join(json.dumps(line) + "\n" for line in rollouts))
+    for when, gain in (("before", 0.0), ("after", 0.1 * strength)):
+        (folder / f"{when}.json").write_text(
+            json.dumps(problems(random.Random(f"{when} {name if gain else ''}"), gain))
+        )
     after = round(0.28 + 0.05 * rng.random(), 4)
     evaluation = {
         "completion_length": 86.0,
@@ -165,6 +260,8 @@ def make_run(
         "entropy": 0.86,
         "n": 32,
         "k": 4,
+        "markers": {"per_response": 0.52, "per_1k_tokens": 6.1, "per_word": 0.011},
+        "markers_published": {"per_response": 0.71, "per_1k_tokens": 8.3, "per_word": 0.015},
     }
     summary = {
         "condition": name,
@@ -195,6 +292,7 @@ def make_study(folder: Path, *, steps: int = 3) -> Path:
     """Write a study of all six conditions and return its folder."""
     for row in CONDITIONS:
         make_run(folder / row[0], row, steps=steps)
+    (folder / "teacher_accuracy.json").write_text(json.dumps(teacher_accuracy()))
     return folder
 
 

@@ -43,6 +43,38 @@ def test_the_first_and_last_step_of_one_common_example_are_chosen(tmp_path: Path
     assert chosen == [(at, step, "a") for at in range(3) for step in (1, 3)]
 
 
+def test_a_correct_and_a_wrong_rollout_are_chosen(tmp_path: Path) -> None:
+    verdicts = [("a", True), ("b", False), ("c", False), ("a", False), ("d", None)]
+    lines = [line(example_id=name, success=success) for name, success in verdicts]
+    run = load(rewrite(tmp_path, lines))
+    chosen = [(ref.example_id, ref.success) for _, ref in heatmap.choose([run])]
+    assert chosen == [("a", True), ("a", False)]
+    body = render(run)
+    assert 'class="rollout is-correct"' in body
+    assert 'class="rollout is-wrong"' in body
+    assert body.count('name="only"') == 3
+
+
+def test_nothing_is_filtered_where_all_rollouts_are_alike(tmp_path: Path) -> None:
+    assert 'name="only"' not in render(load(rewrite(tmp_path, [line(), line(step=2)])))
+
+
+def test_steps_have_the_mean_gap_of_their_tokens(tmp_path: Path) -> None:
+    tokens = ["2+2=4", "\n", "so", " <b>", "\n", "end"]
+    gaps = [0.5, 0.1, -1.0, -0.2, None, 0.0]
+    body = render(load(rewrite(tmp_path, [line(tokens=tokens, gap=gaps)])))
+    assert "Step by step: 3 steps" in body
+    rows = re.findall(
+        r'style="(\w+):50%;width:([\d.]+)%".*?class="mean">(.*?)<.*?said">(.*?)<', body
+    )
+    assert rows == [
+        ("left", "25.0", "+0.300", "2+2=4 "),
+        ("right", "50.0", "\u22120.600", "so &lt;b&gt;"),
+        ("right", "0.0", "0", "end"),
+    ]
+    assert "<small>sums hold</small>" in body
+
+
 def test_levels_follow_the_value_and_its_sign(tmp_path: Path) -> None:
     gaps = [-2.0, -1.0, 0.0, 1.0, 2.0]
     body = render(load(rewrite(tmp_path, [line(tokens=list("abcde"), gap=gaps)])))
@@ -77,8 +109,8 @@ def test_views_nobody_recorded_are_not_offered(tmp_path: Path) -> None:
 def test_a_condition_without_gap_says_so_where_others_have_one(tmp_path: Path) -> None:
     study = make_study(tmp_path)
     body = render(load(study / "grpo"), load(study / "dasd"))
-    assert body.count("No teacher was consulted here, so there is no gap.") == 2
-    assert body.count("No gate here") == 2
+    assert body.count("No teacher was consulted here, so there is no gap.") == 4
+    assert body.count("No gate here") == 4
 
 
 def test_what_only_the_teacher_read_is_marked(tmp_path: Path) -> None:

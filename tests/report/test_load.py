@@ -197,3 +197,33 @@ def test_is_run_tells_a_run_from_a_study_and_from_nothing(tmp_path: Path) -> Non
     assert not is_run(tmp_path)
     (tmp_path / "summary.json").write_text('{"condition": "x"}')
     assert is_run(tmp_path)
+
+
+def test_a_nan_that_the_run_noted_comes_back(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text(
+        '{"step": 1, "loss": null, "gap": 0.5, "not_finite": {"loss": "NaN"}}\n'
+    )
+    problems = Problems()
+    found = load_run(run, "", problems)
+    assert math.isnan(found.steps[0]["loss"])
+    assert "metrics.jsonl line 1: loss is NaN; no point is drawn for it" in list(problems)
+
+
+def test_means_are_over_the_steps_that_have_a_value(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    values = (1.0, None, 4.0)
+    lines = [{"step": at, "gap_correct": value} for at, value in enumerate(values, 1)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = load_run(run, "", Problems())
+    assert found.means == {"gap_correct": 2.5}
+    assert found.record["mean"] is not None
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", '{"per_example": 3}', '{"per_example": [1]}'])
+def test_a_damaged_evaluation_is_noted(tmp_path: Path, text: str) -> None:
+    run = make_run(tmp_path / "run")
+    (run / "after.json").write_text(text)
+    problems = Problems()
+    assert load_run(run, "", problems).problems["after"] == []
+    assert any(problem.startswith("after.json") for problem in problems)

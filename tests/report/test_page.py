@@ -58,7 +58,14 @@ def test_the_page_is_well_formed_and_has_every_part(source: str) -> None:
     assert headings == [
         "Conditions",
         "Accuracy before and after",
+        "Paired changes",
+        "What the teacher knows",
         "Learning curves",
+        "Correct and wrong rollouts",
+        "Step by step",
+        "By entropy",
+        "Style and math tokens",
+        "Epistemic markers",
         "Token by token",
         "Where a step's time goes",
         "Terms",
@@ -66,6 +73,20 @@ def test_the_page_is_well_formed_and_has_every_part(source: str) -> None:
     ]
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
+    links = {attrs["href"] for tag, attrs in page.tags if tag == "a"}
+    assert links <= {f"#{name}" for name in ids}
+    sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
+    assert links == {f"#{name}" for name in sections}
+
+
+def test_every_section_says_how_to_read_it(source: str) -> None:
+    sections = re.findall(r'<section id="(\w+)".*?</section>', source, re.DOTALL)
+    told = re.findall(r'<section id="(\w+)"[^>]*>\s*<h2[^>]*>[^<]*</h2>\s*<p', source)
+    assert set(sections) - set(told) == {"glossary", "settings"}
+
+
+def test_no_section_of_a_whole_study_is_empty(source: str) -> None:
+    assert 'class="empty"' not in source
 
 
 def test_the_head_says_what_was_run_and_what_it_proves(source: str) -> None:
@@ -78,7 +99,7 @@ def test_the_head_says_what_was_run_and_what_it_proves(source: str) -> None:
 
 def test_every_condition_has_a_heat_map(source: str) -> None:
     assert source.count('<details class="condition" open>') == len(CONDITIONS)
-    assert source.count('class="tokens"') == 2 * len(CONDITIONS)
+    assert source.count('class="tokens"') == 4 * len(CONDITIONS)
     for prefix in "gstd":
         assert f'id="view-{prefix}"' in source
 

@@ -27,6 +27,8 @@ def test_a_study_gets_its_plots_and_the_same_bytes_twice(tmp_path: Path) -> None
     second = draw(runs, tmp_path / "b")
     assert [path.name for path in first] == [
         "learning_curves.png",
+        "more_curves.png",
+        "entropy_deciles.png",
         "accuracy.png",
         "time_per_step.png",
     ]
@@ -44,7 +46,7 @@ def test_plots_without_numbers_are_not_drawn_and_old_ones_removed(tmp_path: Path
 def test_hostile_titles_are_drawn_as_text(tmp_path: Path, recwarn) -> None:
     runs = load(make_run(tmp_path / "a"), make_run(tmp_path / "b"))
     runs[0].label, runs[1].label = "$\\frac{1}$ 東京 \x00", "_hidden"
-    assert len(draw(runs, tmp_path / "plots")) == 3
+    assert len(draw(runs, tmp_path / "plots")) == 5
     assert [str(warning.message) for warning in recwarn] == []
 
 

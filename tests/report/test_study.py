@@ -21,11 +21,14 @@ def test_a_study_gets_page_plots_and_summary(tmp_path: Path) -> None:
     assert build(study, order=NAMES) == study / "report.html"
     assert {path.name for path in (study / "plots").iterdir()} == {
         "learning_curves.png",
+        "more_curves.png",
+        "entropy_deciles.png",
         "accuracy.png",
         "time_per_step.png",
     }
     summary = json.loads((study / "summary.json").read_text())
     assert [entry["condition"] for entry in summary["conditions"]] == NAMES
+    assert "not_finite" not in json.dumps(summary)
     assert summary["conditions"][1]["before"]["accuracy"] == 0.297
     assert "mechanics, not the science" in summary["note"]
     assert summary["problems"] == []
@@ -167,6 +170,7 @@ def test_a_damaged_study_gives_a_report_that_names_file_and_line(tmp_path: Path)
         assert told in page
     assert '<span class="bad" title="the run wrote NaN here"' in page
     summary = json.loads((study / "summary.json").read_text())
+    assert summary["conditions"][0]["last"]["not_finite"] == {"loss": "NaN"}  # dasd comes first
     assert len(summary["problems"]) == len(re.findall("<li>", page.split("<main>")[0]))
     assert len(summary["conditions"]) == 6
 
@@ -201,6 +205,7 @@ def test_one_step_runs_and_three_hundred_conditions(tmp_path: Path) -> None:
     for at in range(300):
         make_run(tmp_path / f"c{at:03}", (f"c{at:03}", f"C {at}", *CONDITIONS[at % 6][2:]), steps=1)
     page = build(tmp_path).read_text(encoding="utf-8")
-    assert page.count('<th scope="row">') == 300
+    conditions = page.split('<section id="accuracy"')[0]
+    assert conditions.count('<th scope="row">') == 300
     assert "300 conditions" in page
     assert len(page) < 20e6

@@ -65,15 +65,19 @@ def test_scores(run):
     low, high = result["accuracy_ci"]
     assert (low, high) == (0.25, 0.5)  # two problems: their scores are all that can be drawn
     assert [entry["accuracy"] for entry in result["per_example"]] == [0.5, 0.25]
-    assert set(headline(result)) == {
-        "accuracy",
-        "accuracy_ci",
-        "completion_length",
-        "markers_per_1k",
-        "entropy",
-        "n",
-        "k",
-    }
+    assert result["distinct_answers"] == 2.0  # 3, 4 and 5, 6
+    assert set(headline(result)) == set(result) - {"per_example"}
+
+
+def test_markers_as_published_and_by_whole_words(run):
+    result = run([problem("a", "3")], [["wait, unlikely", "checked: Answer: 3"]])
+    words, published = result["markers"], result["markers_published"]
+    assert (words["total"], published["total"]) == (1, 3)
+    assert published["by_marker"]["likely"] == 1
+    assert published["per_response"] == 1.5
+    assert published["per_word"] == pytest.approx(3 / 5)
+    assert words["per_1k_tokens"] == result["markers_per_1k"]
+    assert result["per_example"][0]["marker_count"] == 0.5
 
 
 def test_entropy_is_that_of_the_full_logits(make_model, tokenizer, make_problems):
@@ -121,7 +125,12 @@ def test_comparing_pairs_the_problems(run):
     problems = [problem(str(i), "3") for i in range(6)]
     before = run(problems, [["Answer: 4"]] * 3 + [["Answer: 3"]] * 3)
     after = run(problems, [["Answer: 3"]] * 5 + [["Answer: 4"]])
-    change = compare(before, after)["accuracy"]
+    changes = compare(before, after)
+    assert set(changes) == {"accuracy", "completion_length", "marker_count"}
+    for entry in before["per_example"]:
+        del entry["marker_count"]  # as an older version wrote it
+    assert set(compare(before, after)) == {"accuracy", "completion_length"}
+    change = changes["accuracy"]
     assert change["difference"] == pytest.approx(2 / 6)
     assert (change["better"], change["worse"], change["n"]) == (3, 1, 6)
     with pytest.raises(ValueError, match="different problems"):

@@ -1,0 +1,79 @@
+"""Tables that split a run's tokens and rollouts: by verdict, by kind of token, by way to count
+markers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdkernels.report.fields import Column, percent, signed
+from sdkernels.report.load import Run
+from sdkernels.report.tables import table
+from sdkernels.report.text import number
+
+_GAP, _NEGATIVE = "Gap, nats per token", "Negative gaps, % of tokens"
+_LENGTH, _DOUBT = "Length, tokens", "Markers per 1,000 tokens"
+
+BY_VERDICT = (
+    Column(_GAP, "correct", "", ("mean", "gap_correct"), signed),
+    Column(_GAP, "wrong", "", ("mean", "gap_wrong"), signed),
+    Column(_NEGATIVE, "correct", "", ("mean", "gap_negative_share_correct"), percent),
+    Column(_NEGATIVE, "wrong", "", ("mean", "gap_negative_share_wrong"), percent),
+    Column(_LENGTH, "correct", "", ("mean", "completion_length_correct"), number),
+    Column(_LENGTH, "wrong", "", ("mean", "completion_length_wrong"), number),
+    Column(_DOUBT, "correct", "", ("mean", "markers_per_1k_correct"), number),
+    Column(_DOUBT, "wrong", "", ("mean", "markers_per_1k_wrong"), number),
+)
+_KL, _SIZE, _SHARE = "KL(teacher, student), nats", "Size of the gap, nats", "Share of tokens, %"
+BY_KIND = tuple(
+    Column(group, kind, "", ("mean", key.format(kind)), show)
+    for group, key, show in (
+        (_KL, "kl_{}", number),
+        (_SIZE, "gap_abs_{}", number),
+        (_SHARE, "{}_share", percent),
+    )
+    for kind in ("math", "style", "other")
+)
+_RATES = (("per_response", "response"), ("per_1k_tokens", "1,000 tokens"), ("per_word", "word"))
+_COUNTS = (("markers", "Whole words"), ("markers_published", "As published"))
+EVALUATED_MARKERS = tuple(
+    Column(f"{said} {when} training", f"per {unit}", "", (when, key, rate), number)
+    for when in ("before", "after")
+    for key, said in _COUNTS
+    for rate, unit in _RATES
+)
+TRAINED_MARKERS = tuple(
+    Column(f"{said} in training rollouts", f"per {unit}", "", ("mean", f"{key}_{rate}"), number)
+    for key, said in _COUNTS
+    for rate, unit in (("per_response", "response"), ("per_1k", "1,000 tokens"), _RATES[2])
+)
+
+
+def by_verdict(runs: Sequence[Run]) -> str:
+    """Return the table of correct against wrong rollouts."""
+    return _section(runs, BY_VERDICT, "No step recorded its rollouts by verdict.")
+
+
+def by_kind(runs: Sequence[Run]) -> str:
+    """Return the table of math, style and other tokens."""
+    return _section(runs, BY_KIND, "No step recorded its tokens by kind.")
+
+
+def markers(runs: Sequence[Run]) -> str:
+    """Return the marker tables: evaluations before and after training, then the rollouts."""
+    shown = [columns for columns in (EVALUATED_MARKERS, TRAINED_MARKERS) if _any(runs, columns)]
+    if not shown:
+        return '<p class="empty">No run recorded how it counted markers.</p>'
+    return "".join(_section(runs, columns, "") for columns in shown)
+
+
+def _any(runs: Sequence[Run], columns: Sequence[Column]) -> bool:
+    return any(column.cell(run.record).state != "missing" for run in runs for column in columns)
+
+
+def _section(runs: Sequence[Run], columns: Sequence[Column], empty: str) -> str:
+    if not _any(runs, columns):
+        return f'<p class="empty">{empty}</p>'
+    records = [run.record for run in runs]
+    cells = [[column.cell(record) for column in columns] for record in records]
+    return table(runs, columns, cells, made_of=False)

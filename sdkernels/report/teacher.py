@@ -1,0 +1,125 @@
+"""Teacher accuracy: what `sdkernels eval --context` found, as HTML and for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdkernels.report.fields import Cell, Column, as_number, interval, lookup, percent
+from sdkernels.report.load import Problems, read_object
+from sdkernels.report.tables import rows_table
+from sdkernels.report.terminal import aligned
+from sdkernels.report.text import DASH, count, escape, number, one_line, typographic
+
+FILE = "teacher_accuracy.json"
+HINT = "sdkernels eval --context reference_solution --out FOLDER"
+
+_DOUBT = "Epistemic markers"
+COLUMNS = (
+    Column("", "Score", "%", ("accuracy",), percent, interval=True),
+    Column("", "Tokens", "per response", ("completion_length",), number),
+    Column(_DOUBT, "as published", "per response", ("markers_published", "per_response"), number),
+    Column(_DOUBT, "whole words", "per response", ("markers", "per_response"), number),
+    Column(_DOUBT, "whole words", "per 1,000 tokens", ("markers", "per_1k_tokens"), number),
+    Column(" ", "Entropy", "nats", ("entropy",), number),
+    Column(" ", "Cut", "%", ("truncated_share",), percent),
+    Column(" ", "Answers", "", ("answers",), number),
+)
+
+
+def load(folder: Path, problems: Problems) -> dict[str, Any] | None:
+    """Return the result in `folder`, or None where there is none that can be read."""
+    path = folder / FILE
+    if not path.exists():
+        return None
+    loaded = read_object(path)
+    if isinstance(loaded, str):
+        problems.add(FILE, f"{loaded}; left out")
+        return None
+    entries = loaded.get("contexts")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        problems.add(FILE, "holds no list of contexts; left out")
+        return None
+    return loaded
+
+
+def section(result: Mapping[str, Any] | None) -> str:
+    """Return the table, or how to get one."""
+    if not result or not result["contexts"]:
+        return (
+            '<p class="empty">Not measured. '
+            f"<code>{escape(HINT)}</code> asks the teacher and puts the answer here.</p>"
+        )
+    names = [_name(entry) for entry in result["contexts"]]
+    told = [one_line(str(result["model"]), 60)] if result.get("model") else []
+    for key, noun, tail in (("n", "problem", ""), ("k", "answer", " each")):
+        amount = as_number(result.get(key))
+        if amount is not None and 0 < amount < 1e12:
+            told.append(count(int(amount), noun) + tail)
+    cells = [_cells(entry) for entry in result["contexts"]]
+    heads = [f'<span class="name">{escape(name)}</span>' for name in names]
+    return rows_table("Context", heads, names, (*COLUMNS, _CHANGE), cells) + (
+        f'<p class="foot">{escape(", ".join(told))}.</p>' if told else ""
+    )
+
+
+def teacher_table(result: Mapping[str, Any]) -> str:
+    """Return the result of `teacher_accuracy` as an aligned plain-text table."""
+    rows = []
+    for entry in result["contexts"]:
+        score, tokens, published, words, per_1k, entropy, cut, answers, change = _cells(entry)
+        low_high = Cell(score.extra.replace(DASH, "-") or "-")
+        shown = (score, low_high, change, tokens, published, words, per_1k, entropy, cut, answers)
+        rows.append([cell.shown.replace(DASH, "-") for cell in shown])
+    columns = [(*head, *cells) for head, *cells in zip(_TERMINAL_HEADS, *rows, strict=True)]
+    return aligned("context", [_name(entry) for entry in result["contexts"]], columns)
+
+
+_TERMINAL_HEADS = (
+    ("score", "%"),
+    ("95 %", "interval"),
+    ("change", "points"),
+    ("length", "tokens"),
+    ("markers", "published"),
+    ("markers", "words"),
+    ("markers", "per 1k"),
+    ("entropy", "nats"),
+    ("cut", "%"),
+    ("answers", ""),
+)
+_CHANGE = Column(" ", "Change", "points, paired", ("change",), number)
+
+
+def _cells(entry: Mapping[str, Any]) -> list[Cell]:
+    cells = [_cell(column, entry) for column in COLUMNS]
+    return [*cells, _change(entry)]
+
+
+def _cell(column: Column, entry: Mapping[str, Any]) -> Cell:
+    cell = column.cell(entry)
+    if cell.state == "missing":
+        silent = as_number(entry.get("answers")) == 0
+        why = "the context had nothing to say for any problem" if silent else "was not recorded"
+        return Cell(DASH, "missing", why)
+    return cell
+
+
+def _change(entry: Mapping[str, Any]) -> Cell:
+    value = as_number(lookup(entry, "change", "difference"))
+    bounds = interval(lookup(entry, "change", "interval"))
+    if value is None or bounds is None:
+        alone = entry.get("context") == "none"
+        why = "the others are compared with it" if alone else "no problem has both answers"
+        return Cell(DASH, "missing", why)
+    low, high = (typographic(number(100 * bound, signed=True)) for bound in bounds)
+    state = "apart" if bounds[0] > 0 or bounds[1] < 0 else "value"
+    return Cell(number(100 * value, signed=True), state, extra=f"{low} to {high}")
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    name = one_line(str(entry.get("context") or "unnamed"), 40)
+    settings = entry.get("settings")
+    if isinstance(settings, Mapping) and settings:
+        name += " (" + ", ".join(f"{key}={value}" for key, value in settings.items()) + ")"
+    return one_line(name, 60)

@@ -1,0 +1,72 @@
+"""`sdkernels eval` on a tiny random model, alone and under contexts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from train.conftest import tiny_model, tiny_tokenizer
+
+from sdkernels.cli import main
+from sdkernels.cli.eval_command import parse_context
+from sdkernels.train import loading
+
+
+@pytest.fixture
+def evaluate(monkeypatch, tmp_path, capsys):
+    def load(name, **_settings):
+        tokenizer = tiny_tokenizer()
+        return tiny_model(tokenizer), tokenizer
+
+    monkeypatch.setattr(loading, "load_model", load)
+    data = tmp_path / "sums.jsonl"
+    rows = [{"prompt": f"{i}+1?", "answer": str(i + 1), "solution": f"{i + 1}."} for i in range(2)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def call(*arguments):
+        base = ["eval", "--dataset", str(data), "--k", "2", "--max-new-tokens", "4"]
+        status = main([*base, *arguments])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_alone_and_compared(evaluate, tmp_path):
+    _, out, _ = evaluate("--out", str(tmp_path / "a.json"))
+    assert "markers published" in out
+    assert json.loads((tmp_path / "a.json").read_text())["n"] == 2
+    _, out, _ = evaluate("--compare", str(tmp_path / "a.json"))
+    assert "change since the earlier result (paired)" in out
+
+
+def test_under_contexts_into_a_study_folder(evaluate, tmp_path):
+    contexts = ["reference_solution", "sibling_solution"]
+    _, out, err = evaluate("--context", *contexts, "--out", str(tmp_path))
+    assert [line.split()[0] for line in out.splitlines()[3:6]] == ["none", *contexts]
+    assert "none: the question alone" in err
+    found = json.loads((tmp_path / "teacher_accuracy.json").read_text())
+    assert [entry["context"] for entry in found["contexts"]] == ["none", *contexts]
+    assert found["dataset"].endswith("sums.jsonl")
+
+
+def test_wrong_contexts_stop_before_a_model_is_loaded(evaluate, monkeypatch):
+    monkeypatch.setattr(loading, "load_model", lambda *_: pytest.fail("a model was loaded"))
+    for arguments, part in (
+        (("--context", "hnit"), "hint"),
+        (("--context", "hint("), "NAME(setting=value,...)"),
+        (("--context", "hint(a)"), "KEY=VALUE"),
+        (("--context", "hint", "--compare", "x.json"), "--compare"),
+    ):
+        status, _, err = evaluate(*arguments)
+        assert status == 2
+        assert part in err
+        assert "Traceback" not in err
+
+
+def test_settings_of_a_context():
+    context = parse_context("sibling_solution(choose = shortest, allow_self=true)")
+    assert context.name == "sibling_solution"
+    assert dict(context.settings)["choose"] == "shortest"
+    assert dict(context.settings)["allow_self"] is True
+    assert parse_context(" hint() ").name == "hint"

@@ -1,0 +1,74 @@
+from typing import Any
+
+import pytest
+
+from sdkernels.report import paired
+from sdkernels.report.load import Run
+from sdkernels.train.statistics import paired_difference
+
+BEFORE = [0.0, 0.0, 1.0, 0.5, 0.25, 0.0]
+AFTER = [0.5, 0.0, 1.0, 1.0, 0.75, 0.5]
+
+
+def entries(scores: list[float], **more: Any) -> list[dict[str, Any]]:
+    return [{"id": f"p{at}", "accuracy": score, **more} for at, score in enumerate(scores)]
+
+
+def run(tmp_path: Any, name: str, before: Any, after: Any) -> Run:
+    summary = {"condition": name, "title": name, "steps": 1}
+    found = Run(tmp_path, "", summary, label=name)
+    found.problems = {"before": before, "after": after}
+    return found
+
+
+def test_differences_are_those_of_the_same_problems(tmp_path: Any) -> None:
+    shuffled = list(reversed(entries(AFTER)))
+    _, ((cell, *_),) = paired.columns([run(tmp_path, "a", entries(BEFORE), shuffled)])
+    expected: Any = paired_difference(BEFORE, AFTER)
+    low, high = (100 * bound for bound in expected["interval"])
+    assert cell.shown == f"+{100 * expected['difference']:.1f}" == "+33.3"
+    assert cell.extra == f"+{low:.1f} to +{high:.1f}"
+    assert cell.state == "apart"
+
+
+def test_a_difference_whose_interval_holds_0_is_not_bold(tmp_path: Any) -> None:
+    same = entries(BEFORE)
+    _, ((cell, *_),) = paired.columns([run(tmp_path, "a", same, same)])
+    assert (cell.shown, cell.state) == ("0", "value")
+
+
+def test_runs_are_compared_with_the_first(tmp_path: Any) -> None:
+    runs = [
+        run(tmp_path, "base", [], entries(BEFORE)),
+        run(tmp_path, "other", [], entries(AFTER)),
+    ]
+    heads, cells = paired.columns(runs)
+    assert heads[3].group == "Difference to base after training"
+    assert [cell.shown for cell in cells[0][3:]] == ["base"] * 3
+    assert cells[1][3].shown == "+33.3"
+    body = paired.section(runs)
+    assert '<span class="apart">+33.3' in body
+    assert "one of the two evaluations was not recorded" in body
+
+
+@pytest.mark.parametrize(
+    ("after", "why"),
+    [
+        ([], "one of the two evaluations was not recorded"),
+        (entries(AFTER)[:3], "the two evaluations are of different problems"),
+        ([{"id": "p0"}], "the two evaluations are of different problems"),
+    ],
+)
+def test_what_cannot_be_paired_says_why(tmp_path: Any, after: Any, why: str) -> None:
+    _, ((cell, *_),) = paired.columns([run(tmp_path, "a", entries(BEFORE), after)])
+    assert (cell.state, cell.why) == ("missing", why)
+
+
+def test_what_older_evaluations_lack_is_said(tmp_path: Any) -> None:
+    _, (cells,) = paired.columns([run(tmp_path, "a", entries(BEFORE), entries(AFTER))])
+    assert [cell.why for cell in cells[1:]] == ["the evaluations did not record it"] * 2
+
+
+def test_without_evaluations_there_is_no_table(tmp_path: Any) -> None:
+    body = paired.section([run(tmp_path, "a", [], []), run(tmp_path, "b", [], [])])
+    assert "nothing can be paired" in body

@@ -1,0 +1,69 @@
+import json
+from pathlib import Path
+
+import pytest
+from report.make_fixture import make_study, teacher_accuracy
+
+from sdkernels.report import build, teacher, teacher_table
+from sdkernels.report.load import Problems
+
+
+def test_the_table_of_the_page(tmp_path: Path) -> None:
+    body = teacher.section(teacher_accuracy())
+    assert '<span class="name">reference_solution</span>' in body
+    assert "88.0\u2013100.0" in body
+    assert '<span class="apart">+65.0<small>+59.0 to +72.0</small>' in body
+    assert "<span>+4.00<small>\u22122.00 to +11.0</small>" in body
+    assert "smollm2, 32 problems, 4 answers each." in body
+
+
+def test_a_context_with_nothing_to_say_has_dashes_not_zeros() -> None:
+    body = teacher.section(teacher_accuracy())
+    row = body.split('<span class="name">hint</span>')[1].split("</tr>")[0]
+    assert row.count('class="missing"') == 8
+    assert "the context had nothing to say for any problem" in row
+
+
+def test_without_a_result_the_page_says_how_to_get_one(tmp_path: Path) -> None:
+    assert "sdkernels eval --context" in teacher.section(None)
+    page = build(make_study(tmp_path)).read_text(encoding="utf-8")
+    assert "sdkernels eval --context" not in page
+    (tmp_path / "teacher_accuracy.json").unlink()
+    assert "sdkernels eval --context" in build(tmp_path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"contexts": 3}', '{"contexts": [1]}'])
+def test_a_damaged_result_is_noted(tmp_path: Path, text: str) -> None:
+    (tmp_path / teacher.FILE).write_text(text)
+    problems = Problems()
+    assert teacher.load(tmp_path, problems) is None
+    assert [problem.split(":")[0] for problem in problems] == [teacher.FILE]
+
+
+def test_hostile_names_and_numbers(tmp_path: Path) -> None:
+    entry = {"context": "<b>", "settings": {"a": "<i>"}, "accuracy": float("nan"), "answers": "x"}
+    body = teacher.section({"contexts": [entry], "n": 1e400, "model": "</table>"})
+    assert "<b>" not in body
+    assert "&lt;b&gt; (a=&lt;i&gt;)" in body
+    assert body.count("</table>") == 1
+    assert 'class="bad"' in body
+
+
+def test_the_table_of_the_terminal() -> None:
+    lines = teacher_table(teacher_accuracy()).splitlines()
+    words = "context score 95 % change length markers markers markers entropy cut answers"
+    assert " ".join(lines[0].split()) == words
+    row = next(line for line in lines if line.startswith("reference_solution"))
+    assert row.split()[:4] == ["reference_solution", "95.0", "88.0-100.0", "+65.0"]
+    hint = next(line for line in lines if line.startswith("hint"))
+    assert hint.split() == ["hint", *["-"] * 9, "0"]
+    assert max(map(len, lines)) <= 120
+    "\n".join(lines).encode("ascii")
+
+
+def test_what_eval_writes_is_what_the_page_reads(tmp_path: Path) -> None:
+    from sdkernels.train.teacher_accuracy import TEACHER_FILE, save
+
+    assert save(tmp_path, teacher_accuracy()).name == TEACHER_FILE == teacher.FILE
+    found = teacher.load(tmp_path, Problems())
+    assert found == json.loads(json.dumps(teacher_accuracy()))

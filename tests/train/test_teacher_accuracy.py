@@ -1,0 +1,115 @@
+"""The teacher answers by itself under each context."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from sdkernels import contexts
+from sdkernels.contexts import Example
+from sdkernels.train.rollout import Sample, Sampling
+from sdkernels.train.teacher_accuracy import TEACHER_FILE, save, teacher_accuracy
+
+
+class Reader:
+    """Answers what the prompt tells it, else by turns right and wrong."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.prompts: list[list[str]] = []
+
+    def generate(self, prompts_ids, num_generations, sampling, *, seed):
+        texts = [self.tokenizer.decode(ids) for ids in prompts_ids]
+        self.prompts.append(texts)
+        return [[self._answer(text, i) for i in range(num_generations)] for text in texts]
+
+    def _answer(self, prompt, index):
+        if "It is" in prompt:
+            text = "Answer: " + prompt.split("It is ")[1].split(".")[0]
+        else:
+            text = "Answer: 3" if index % 2 else "wait, maybe unlikely. Answer: 9"
+        return Sample(self.tokenizer(text)["input_ids"], text, False)
+
+
+@pytest.fixture
+def problems():
+    return [
+        Example(
+            f"p{number}",
+            [{"role": "user", "content": f"{number}+{3 - number}?"}],
+            answer="3",
+            solution="It is 3." if number < 2 else None,
+            task="number",
+        )
+        for number in range(3)
+    ]
+
+
+@pytest.fixture
+def ask(make_model, tokenizer, problems):
+    def call(names, **settings):
+        reader = Reader(tokenizer)
+        chosen = [contexts.get(name) for name in names]
+        settings = {"k": 2, "rollout": reader, "examples": problems} | settings
+        examples = settings.pop("examples")
+        result = teacher_accuracy(make_model(), tokenizer, examples, chosen, **settings)
+        return result, reader
+
+    return call
+
+
+def test_scores_under_each_context(ask):
+    result, reader = ask(["none", "reference_solution"])
+    plain, told = result["contexts"]
+    assert [plain["context"], told["context"]] == ["none", "reference_solution"]
+    assert (plain["accuracy"], plain["answers"], plain["change"]) == (0.5, 6, None)
+    assert plain["markers"]["per_response"] == 1.0  # wait, maybe
+    assert plain["markers_published"]["per_response"] == 1.5  # and unlikely
+    # The third problem has no solution: it is left out of score and change, and counted.
+    assert (told["accuracy"], told["n"], told["answers"]) == (1.0, 2, 4)
+    assert told["without_context"] == 2
+    assert told["change"]["difference"] == 0.5
+    assert told["change"]["n"] == 2
+    assert told["markers"]["total"] == 0
+    assert told["entropy"] > 0
+    asked_plain, asked_told = reader.prompts
+    assert (len(asked_plain), len(asked_told)) == (3, 4)
+    assert all("It is 3." in prompt for prompt in asked_told)
+
+
+def test_attempts_of_the_first_round_are_the_group(ask):
+    result, reader = ask(["sibling_solution"])
+    entry = result["contexts"][1]
+    # Every wrong attempt sees the right one of its group; the right one has no other to show.
+    assert (entry["answers"], entry["without_context"]) == (3, 3)
+    assert all("Answer: 3" in prompt for prompt in reader.prompts[1])
+
+
+def test_a_context_with_nothing_to_say_has_no_score(ask, problems):
+    result, _ = ask(["reference_solution"], examples=problems[2:])
+    entry = result["contexts"][1]
+    assert (entry["accuracy"], entry["n"], entry["change"], entry["entropy"]) == (
+        None,
+        0,
+        None,
+        None,
+    )
+
+
+def test_results_are_files(ask, tmp_path):
+    result, _ = ask([], sampling=Sampling(max_new_tokens=4))
+    assert save(tmp_path, result) == tmp_path / TEACHER_FILE
+    assert json.loads(save(tmp_path / "x.json", result).read_text())["k"] == 2
+    assert len(result["contexts"]) == 1
+
+
+def test_refusals(ask, problems):
+    with pytest.raises(ValueError, match="at least 1 answer"):
+        ask([], k=0)
+    with pytest.raises(ValueError, match="lower max_new_tokens"):
+        ask(["reference_solution"], window=200)
+    with pytest.raises(ValueError, match="two have the same id"):
+        ask([], examples=[problems[0], problems[0]])
+    with pytest.raises(ValueError, match="needs a critic"):
+        ask(["step_critique"])
