@@ -59,12 +59,20 @@ def recipes_table() -> str:
 def contexts_table() -> str:
     parts = []
     for record in contexts.table():
-        facts = [f"Needs: {', '.join(record['needs']) or 'nothing'}."]
+        facts = [f"Needs: {', '.join(record['needs']).replace('|', ' or ') or 'nothing'}."]
         facts += ["Leaks the answer."] * record["leaks_answer"]
         facts += ["Generates text first."] * record["generates"]
+        rows = [
+            (f"`{name}`", f"`{default!r}`", record["accepts"][name])
+            for name, default in record["settings"].items()
+        ]
+        keys = ("on_empty", "order", "roles", "truncation", "thinking")
+        about = "\n".join(f"- {key.replace('_', ' ')}: {record[key]}" for key in keys)
         parts.append(
             f"## {record['name']}\n\n{_sentence(record['summary'])} {' '.join(facts)}\n\n"
-            f"Source: {_sentence(record['source'])}\n"
+            f"{about}\n\n"
+            + _table(("setting", "default", "accepts"), rows)
+            + f"Source: {_sentence(record['source'])}\n"
         )
     return "\n".join(parts)
 

@@ -50,10 +50,14 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     fields = {
         key: value
         for key, value in rows[context.name].items()
-        if key not in ("name", "summary", "settings")
+        if key not in ("name", "summary", "settings", "accepts", "needs")
     }
     print(f"{context.name}: {context.summary}\n")
-    print(record({**fields, "settings": context.settings}))
+    print(record({"needs": context.needs, **fields}))
+    accepts = rows[context.name]["accepts"]
+    if accepts:
+        shown = [(f"{key} = {context.settings[key]}", accepts[key]) for key in accepts]
+        print("\nsettings\n" + columns(shown))
     print("\n--- teacher prompt for the sample " + "-" * 45)
     print(contexts.render_sample(options.show, **settings))
 

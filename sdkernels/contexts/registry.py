@@ -80,24 +80,44 @@ def names() -> list[str]:
 
 
 def table() -> list[dict[str, Any]]:
-    """One record per context: everything but its functions, for listings."""
+    """One record per context: everything but its functions, for listings.
+
+    `accepts` says in words what each of the `settings` takes.
+    """
     columns = [key for key in Context.__dataclass_fields__ if key not in ("build", "ask")]
-    return [{key: getattr(context, key) for key in columns} for context in _REGISTRY.values()]
+    return [
+        {key: getattr(context, key) for key in columns} | {"accepts": _accepts(context)}
+        for context in _REGISTRY.values()
+    ]
+
+
+def _accepts(context: Context) -> dict[str, str]:
+    hints = get_type_hints(context.build) if context.settings else {}
+    return {key: _wanted(key, hints[key]) for key in context.settings}
 
 
 def _check_setting(context: str, key: str, value: Any, hint: Any) -> None:
     # By exact type, so that True is no 1 and a quoted "false" no bool.
     if get_origin(hint) is Literal:
         good = any(value == item and type(value) is type(item) for item in get_args(hint))
-        wanted = " or ".join(map(repr, get_args(hint)))
     else:
-        types = get_args(hint) or (hint,)
-        good = type(value) in types
-        wanted = "of type " + " or ".join(item.__name__ for item in types)
-        if type(value) is int and key != "seed":  # all others count something
-            good, wanted = good and value >= 1, f"{wanted} and at least 1"
+        good = type(value) in (get_args(hint) or (hint,))
+        good = good and not (type(value) is int and _counts(key) and value < 1)
     if not good:
-        raise ValueError(f"context {context!r}: {key} must be {wanted}, got {value!r}")
+        raise ValueError(f"context {context!r}: {key} must be {_wanted(key, hint)}, got {value!r}")
+
+
+def _wanted(key: str, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint)))
+    types = get_args(hint) or (hint,)
+    words = "of type " + " or ".join(item.__name__ for item in types)
+    return f"{words} and at least 1" if int in types and _counts(key) else words
+
+
+def _counts(key: str) -> bool:
+    """Whole numbers count something, but for seeds."""
+    return key != "seed"
 
 
 def _unknown(what: str, name: str, known: Iterable[str]) -> str:

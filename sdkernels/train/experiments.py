@@ -52,9 +52,13 @@ def configs_folder() -> Path:
 
 
 def experiments() -> dict[str, Experiment]:
-    """All experiments by name. Files that begin with `_` are bases of others."""
+    """All experiments by name: the files beside a `_study.yaml`, but for those that begin with `_`,
+    which are bases of others.
+    """
     folder = configs_folder()
-    files = sorted(folder.glob("*/[!_]*.yaml"), key=lambda file: _natural(file, folder))
+    studies = [file.parent for file in folder.glob("*/_study.yaml")]
+    files = [file for study in studies for file in study.glob("[!_]*.yaml")]
+    files.sort(key=lambda file: _natural(file, folder))
     found = (Experiment(f"{file.parent.name}/{file.stem}", file) for file in files)
     return {experiment.name: experiment for experiment in found}
 
