@@ -246,6 +246,19 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_one(settings, launch, tmp_p
     assert_same(result(alone), (whole_lines[1:], whole_weights))
 
 
+def test_resumed_inside_a_later_epoch(settings, launch, tmp_path):
+    """The order of the prompts is that of the epoch, on every rank."""
+    own = {"save_strategy": "steps", "save_steps": 1, "save_total_limit": None, "max_steps": 4}
+    status, output = launch(settings | own, 2)
+    assert status == [0, 0], output
+    lines, weights = result(settings)
+    checkpoint = Path(settings["output_dir"]) / "checkpoint-3"
+    again = settings | own | {"output_dir": str(tmp_path / "again")}
+    status, output = launch(again | {"resume_from_checkpoint": str(checkpoint)}, 2)
+    assert status == [0, 0], output
+    assert_same((lines[3:], weights), result(again))
+
+
 def test_a_signal_to_one_rank_stops_all_after_the_step(settings, launch):
     settings = settings | {"max_steps": 6}
     status, output = launch(settings, 2, STOP_AT="2:1")
