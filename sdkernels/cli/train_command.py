@@ -23,11 +23,12 @@ COMMON = {
     "resume_from_checkpoint": "true: the newest complete checkpoint of output_dir; or a folder.",
 }
 USAGE = """\
-usage: sdkernels train [--config FILE] [--setting VALUE ...]
+usage: sdkernels train [--config FILE] [--setting VALUE ...] [--profile]
 
 Train a model by self-distillation. Settings come from --config FILE (YAML) and flags; flags win.
 --model, --out and --steps are short for --model_name_or_path, --output_dir and --max_steps.
 A run that was stopped goes on with the same command and --resume_from_checkpoint true.
+--profile prints where a step's time goes: rollout, forward passes, loss, backward, optimiser.
 
 example: sdkernels train --model smollm2 --dataset reasoning-gym:chain_sum --recipe opsd
              --context reference_solution --steps 20 --num_generations 4 --out runs/first
@@ -44,17 +45,23 @@ def run(_options: argparse.Namespace, rest: list[str]) -> None:
         print(help_text())
         return
     from sdkernels import report
+    from sdkernels.train import profile
     from sdkernels.train.config_file import SHORT_NAMES, ConfigParser
+    from sdkernels.train.records import METRICS_FILE, JsonLines
     from sdkernels.train.run import train
 
     parser = ConfigParser(prog="sdkernels train", description=USAGE)
     if "--help-all" in rest:
         parser.print_help()
         return
-    config = parser.parse([_long_name(word, SHORT_NAMES) for word in rest])
+    settings = [word for word in rest if word != "--profile"]
+    config = parser.parse([_long_name(word, SHORT_NAMES) for word in settings])
     summary = train(config)
     if config.process_index == 0:
         print(report.terminal_table([summary]))
+        if len(settings) < len(rest):
+            lines = JsonLines(Path(config.output_dir) / METRICS_FILE).read()
+            print(profile.table(profile.breakdown(lines)))
         print(f"report: {report.build(Path(config.output_dir))}")
 
 
