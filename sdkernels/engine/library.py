@@ -2,8 +2,10 @@
 
 Inside a compiled function the named shortcuts call it; it takes tensors and numbers only. Its
 backward is an operator too and computes the logits again. Forward 2 T D V floating point operations
-a model, backward 6 (student, trainable head) plus 2 (teacher). T may be dynamic. A second backward
-through the gradient has no formula and raises.
+a model, backward 6 (student, trainable head) plus 2 (teacher). With a frozen head and one number a
+token the forward keeps d statistic / d hidden instead (2 more, nothing in the backward). T may be
+dynamic. Dtypes are taken as they come, autocast or not. A second backward through the gradient has
+no formula and raises.
 
 Shape letters: T tokens (any leading shape), V vocabulary, D hidden.
 """
@@ -19,7 +21,7 @@ from sdkernels.engine.arguments import build_problem
 from sdkernels.engine.heads import LMHead
 from sdkernels.engine.problem import Problem
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher
-from sdkernels.engine.token_stats import gradients_of, run_token_stats
+from sdkernels.engine.token_stats import gradients_of, run_token_stats, stats_and_rows
 
 # The tensors, then the numbers; every function of this file takes them in this order.
 _NUM_TENSORS = 8
@@ -77,8 +79,10 @@ def token_statistics(
     chunk_bytes: int | None,
     backend: str,
     debug: bool,
+    keep_rows: bool,
 ) -> list[Tensor]:
-    """The statistics `names` (comma-separated fields of `TokenStats`) of each token, in nats.
+    """The statistics `names` (comma-separated fields of `TokenStats`) of each token, in nats; with
+    `keep_rows` (one name only) its derivative by the token's hidden state behind it, `[..., D]`.
 
     `teacher_states` are hidden states where there is a `teacher_weight`, else logits. The rest is
     as in `token_stats` and `LMHead`.
@@ -99,6 +103,9 @@ def token_statistics(
     )
     head = LMHead(weight, bias, scale=scale, softcap=softcap, valid_vocab=valid_vocab)
     with torch.no_grad():
+        if keep_rows:
+            stats, rows = stats_and_rows(hidden, head, names, **arguments)
+            return [stats[names].clone(), rows]
         stats = run_token_stats(hidden, head, only=None, gate=None, **arguments)
     # An operator's results may not share memory with each other.
     return [stats[name].clone() for name in names.split(",")]
@@ -110,6 +117,8 @@ def _(hidden: Tensor, weight: Tensor, bias: Any, targets: Any, *rest: Any) -> li
     double = torch.float64 in (hidden.dtype, weight.dtype)
     dtype = torch.float64 if double else torch.float32
     shapes = [targets.shape if name == "logp" else hidden.shape[:-1] for name in names.split(",")]
+    if rest[-1]:
+        shapes.append(hidden.shape)
     return [hidden.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
@@ -186,27 +195,50 @@ def _(
     ]
 
 
+@torch.library.custom_op("sdkernels::scaled_rows", mutates_args=())
+def scaled_rows(rows: Tensor, upstream: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of `hidden` from kept rows, in its dtype. An operator, so that differentiating
+    it again raises: the rows depend on `hidden` as well.
+    """
+    return (rows * upstream.reshape(hidden.shape[:-1])[..., None]).to(hidden.dtype)
+
+
+@scaled_rows.register_fake
+def _(rows: Tensor, upstream: Tensor, hidden: Tensor) -> Tensor:
+    return hidden.new_empty(hidden.shape)
+
+
 def _kept(problem: Problem, gradient: Tensor, name: str) -> Tensor:
     """Upstream gradients of the tokens that the mask leaves; log-probs with their K axis."""
     gradient_N = problem.rows(gradient, 0, problem.plan.tokens)
     return gradient_N[:, None] if name == "logp" and problem.one_id else gradient_N
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs[:_NUM_TENSORS])
-    ctx.numbers = inputs[_NUM_TENSORS:]
+    *numbers, ctx.keep_rows = inputs[_NUM_TENSORS:]
+    ctx.numbers = tuple(numbers)
+    if ctx.keep_rows:
+        # All that a backward needs.
+        ctx.mark_non_differentiable(output[-1])
+        ctx.save_for_backward(inputs[0], output[-1])
+    else:
+        ctx.save_for_backward(*inputs[:_NUM_TENSORS])
 
 
 def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | None, ...]:
     names, *numbers = ctx.numbers
+    none = (None,) * (_NUM_TENSORS + len(ctx.numbers) + 1 - 3)
+    if ctx.keep_rows:
+        hidden, rows = ctx.saved_tensors
+        gradient = None if upstream[0] is None else scaled_rows(rows, upstream[0], hidden)
+        return (gradient, None, None, *none)
     given = {
         name: gradient
         for name, gradient in zip(names.split(","), upstream, strict=True)
         if gradient is not None
     }
     needs = ctx.needs_input_grad[:3]
-    none = (None,) * (_NUM_TENSORS + len(ctx.numbers) - 3)
     if not given or not any(needs):
         return (None, None, None, *none)
     found = iter(
@@ -218,6 +250,25 @@ def _differentiate(ctx: Any, upstream: list[Tensor | None]) -> tuple[Tensor | No
 
 
 token_statistics.register_autograd(_differentiate, setup_context=_save)
+
+
+def _take_dtypes_as_they_come() -> None:
+    """Under autocast both operators do what they do without: the engine multiplies in the dtypes of
+    its inputs and sums in float32, and casting a head would copy it.
+    """
+    for op in (token_statistics, token_statistics_backward):
+        for device_type in ("cpu", "cuda", "xpu"):
+
+            def run(*inputs: Any, op: Any = op, device_type: str = device_type) -> list[Tensor]:
+                with torch.autocast(device_type, enabled=False):
+                    found: list[Tensor] = op(*inputs)
+                    return found
+
+            _LIBRARY.impl(op._name, run, f"Autocast{device_type.upper()}")
+
+
+_LIBRARY = torch.library.Library("sdkernels", "FRAGMENT")
+_take_dtypes_as_they_come()
 
 
 def statistics(
@@ -260,6 +311,9 @@ def statistics(
             f"teacher: a {type(teacher).__name__} is not supported inside torch.compile; call this "
             "function outside the compiled one, or under torch.compiler.disable"
         )
+    frozen = not head.weight.requires_grad and (head.bias is None or not head.bias.requires_grad)
+    grows = torch.is_grad_enabled() and hidden.requires_grad
+    keep_rows = frozen and grows and _one_number_a_token(names, hidden, targets)
     found: list[Tensor] = token_statistics(
         hidden,
         head.weight,
@@ -278,5 +332,11 @@ def statistics(
         chunk_bytes,
         backend,
         debug,
+        keep_rows,
     )
-    return found
+    return found[:1] if keep_rows else found
+
+
+def _one_number_a_token(names: tuple[str, ...], hidden: Tensor, targets: Tensor | None) -> bool:
+    one_id = targets is None or targets.dim() < hidden.dim()
+    return len(names) == 1 and (names[0] != "logp" or one_id)

@@ -30,6 +30,7 @@ from sdkernels.engine.checks import (
     check_unchanged,
     versions_of,
 )
+from sdkernels.engine.compiling import one_graph_break
 from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import Gradients, graph_is_kept, needs_grad, scaled
 from sdkernels.engine.heads import LMHead, as_head
@@ -38,6 +39,7 @@ from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
 
 
+@one_graph_break
 def token_loss(
     hidden: Tensor,
     head: LMHead | Tensor,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdkernels.engine.arguments import build_problem
+from sdkernels.engine.compiling import one_graph_break
 from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import Gradients
 from sdkernels.engine.heads import LMHead, as_head
@@ -27,6 +28,7 @@ from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
 from sdkernels.engine.teachers import Teacher
 
 
+@one_graph_break
 def token_stats(
     hidden: Tensor,
     head: LMHead | Tensor,
@@ -114,6 +116,17 @@ def run_token_stats(
     # Restoring and the top-k divergences are ordinary autograd on small tensors.
     fields = problem.user_stats(computed)
     return fields.map(problem.restore)
+
+
+def stats_and_rows(
+    hidden: Tensor, head: LMHead, only: str, **settings: Any
+) -> tuple[TokenStats, Tensor]:
+    """Statistics, and d `only` / d hidden of each token, `[..., D]` in the compute dtype."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        problem = build_problem(hidden, head, **settings)
+        stats, rows_ND = _forward(problem, only)
+    assert rows_ND is not None
+    return problem.user_stats(stats).map(problem.restore), problem.restore(rows_ND)
 
 
 class _Call:

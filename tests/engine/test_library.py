@@ -8,6 +8,7 @@ from torch._dynamo.testing import CompileCounter
 
 import sdkernels as sd
 from sdkernels.engine import library
+from sdkernels.engine.problem import Problem
 
 HIDDEN, VOCAB = 12, 41
 
@@ -29,16 +30,113 @@ def _tensors(tokens: int = 6, dtype: torch.dtype = torch.float64) -> dict[str, t
     }
 
 
-def _arguments(names: str, t: dict[str, Any]) -> tuple[Any, ...]:
+def _arguments(names: str, t: dict[str, Any], keep_rows: bool = False) -> tuple[Any, ...]:
     tensors = (t["hidden"], t["weight"], t["bias"], t["targets"], t["mask"])
     teacher = (t["teacher_hidden"], t["teacher_weight"], None)
-    numbers = (1.0, 5.0, 40, 1.0, None, 40, 0.9, None, 0.4, None, "auto", False)
+    numbers = (1.0, 5.0, 40, 1.0, None, 40, 0.9, None, 0.4, None, "auto", False, keep_rows)
     return (*tensors, *teacher, names, *numbers)
 
 
 @pytest.mark.parametrize("names", ["logp", "logp,entropy", "kl_teacher_student,jsd"])
 def test_opcheck_passes(names: str) -> None:
     torch.library.opcheck(library.token_statistics, _arguments(names, _tensors()))
+
+
+def _frozen(tokens: int = 6, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:
+    t = _tensors(tokens, dtype)
+    return {**t, "weight": t["weight"].detach(), "bias": t["bias"].detach()}
+
+
+@pytest.mark.parametrize("names", ["logp", "jsd"])
+def test_opcheck_passes_where_rows_are_kept(names: str) -> None:
+    torch.library.opcheck(library.token_statistics, _arguments(names, _frozen(), True))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", ["logp", "jsd", "entropy"])
+def test_kept_rows_give_the_gradient_that_a_recomputation_gives(name: str, masked: bool) -> None:
+    t = _frozen(dtype=torch.float32)
+    if not masked:
+        t["mask"] = None  # type: ignore[assignment]
+    grads = []
+    for keep_rows in (True, False):
+        (value, *_) = library.token_statistics(*_arguments(name, t, keep_rows))
+        loss = (value * torch.arange(6).cos()).sum()
+        grads.append(torch.autograd.grad(loss, t["hidden"])[0])
+    torch.testing.assert_close(grads[0], grads[1])
+    assert grads[0].dtype == torch.float32
+
+
+def _projections(run: Any, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How often `run` projects a chunk of hidden states to logits."""
+    counted = []
+    forward = Problem.forward_chunk
+    with monkeypatch.context() as patch:
+        patch.setattr(Problem, "forward_chunk", lambda *given: counted.append(1) or forward(*given))
+        run()
+    return len(counted)
+
+
+@pytest.mark.parametrize(("frozen", "projections"), [(True, 1), (False, 2)])
+def test_a_frozen_head_is_projected_once(
+    frozen: bool, projections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """6 T D V with a teacher instead of 12, as `token_stats` takes it."""
+    torch._dynamo.reset()
+    t = _frozen() if frozen else _tensors()
+    teacher = sd.LogitsTeacher(t["teacher_hidden"] @ t["teacher_weight"].T)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sd.linear_divergence(hidden, weight, teacher).sum()
+
+    assert (
+        _projections(lambda: loss(t["hidden"], t["weight"]).backward(), monkeypatch) == projections
+    )
+
+
+def test_no_second_derivative_of_kept_rows() -> None:
+    t = _frozen()
+    (value, _) = library.token_statistics(*_arguments("entropy", t, True))
+    (grad,) = torch.autograd.grad(value.sum(), t["hidden"], create_graph=True)
+    with pytest.raises(RuntimeError, match="scaled_rows"):
+        torch.autograd.grad(grad.sum(), t["hidden"])
+
+
+def test_autocast_changes_nothing() -> None:
+    """Dtypes are taken as they come: no copy of the head in 16 bits, the same bits out."""
+    t = _tensors(dtype=torch.float32)
+    results = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found = library.token_statistics(*_arguments("kl_teacher_student", t))
+            grads = torch.autograd.grad(found[0].sum(), [t["hidden"], t["weight"]])
+        results.append([*found, *grads])
+    for plain, autocast in zip(*results, strict=True):
+        assert autocast.dtype == torch.float32
+        assert torch.equal(plain, autocast)
+    for name in ("token_statistics", "token_statistics_backward"):
+        for key in ("AutocastCPU", "AutocastCUDA", "AutocastXPU"):
+            has = torch._C._dispatch_has_kernel_for_dispatch_key
+            assert has(f"sdkernels::{name}", key)
+
+
+def test_autocast_inside_a_full_graph() -> None:
+    torch._dynamo.reset()
+    t = _tensors(dtype=torch.float32)
+
+    def loss(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return sd.linear_logprob(hidden, weight, t["targets"]).sum()
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def compiled(hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(hidden, weight)
+
+    inputs = (t["hidden"], t["weight"])
+    found = torch.autograd.grad(compiled(*inputs), inputs)
+    for value, right in zip(found, torch.autograd.grad(loss(*inputs), inputs), strict=True):
+        torch.testing.assert_close(value, right)
 
 
 def test_gradcheck_passes() -> None:
