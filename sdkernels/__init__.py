@@ -2,12 +2,13 @@
 
 The engine is `token_loss` (a loss written over statistics, gradient formed in the forward pass),
 `token_stats` (differentiable statistics), and the shortcuts `linear_logprob` and
-`linear_divergence`. `recipes`, `gates`, `contexts`, `testing` and `train` are sub-modules, imported
-when first used.
+`linear_divergence`. `recipes`, `gates`, `contexts`, `testing`, `train` and `integrations` are
+sub-modules, imported when first used; so is `patch(model)`, which puts the engine under a Hugging
+Face model's own loss.
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from sdkernels._version import __version__
 from sdkernels.engine import (
@@ -30,8 +31,10 @@ __all__ = [
     "__version__",
     "contexts",
     "gates",
+    "integrations",
     "linear_divergence",
     "linear_logprob",
+    "patch",
     "recipes",
     "report",
     "testing",
@@ -40,10 +43,20 @@ __all__ = [
     "train",
 ]
 
-_SUBMODULES = ("contexts", "gates", "recipes", "report", "testing", "train")
+_SUBMODULES = (
+    "contexts",
+    "gates",
+    "integrations",
+    "recipes",
+    "report",
+    "testing",
+    "train",
+)
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "patch":
+        return importlib.import_module("sdkernels.integrations.huggingface.causal_lm").patch
     if name in _SUBMODULES:
         return importlib.import_module(f"sdkernels.{name}")
     raise AttributeError(f"module 'sdkernels' has no attribute {name!r}")

@@ -61,11 +61,29 @@ class DeferredLogits:
     def __truediv__(self, temperature: float) -> DeferredLogits:
         return DeferredLogits(self.hidden, self.head, self.temperature * float(temperature))
 
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(_not_made(f".{name}"))
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, kinds: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise TypeError(_not_made(f"{function.__name__}()"))
+
     def logp(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """Log-probs of `ids` `[B, L]` in nats, differentiable; 0 where `mask` is False."""
         found = linear_logprob(self.hidden, self.head, ids, mask=mask, temperature=self.temperature)
         assert isinstance(found, Tensor)
         return found
+
+
+def _not_made(what: str) -> str:
+    return (
+        f"{what}: these logits were not made, the loss was computed without them. Take log-probs "
+        "by .logp(ids); or call the model without labels, or undo the patch"
+    )
 
 
 def backbone_of(model: Any) -> nn.Module:
@@ -119,7 +137,7 @@ def _backbone_forward(inner: Any, autocast: Autocast) -> Callable[..., Any]:
         given = {"use_cache": False} | {k: v for k, v in kwargs.items() if v is not None}
         with autocast():
             hidden_BLD = backbone(*args, **given).last_hidden_state
-            head = _head_as_computed(inner, hidden_BLD.device.type)
+            head = head_as_computed(inner, hidden_BLD.device.type)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         hidden_BLD = hidden_BLD[:, keep].to(head.weight.dtype)
         return CausalLMOutputWithPast(logits=DeferredLogits(hidden_BLD, head))
@@ -127,7 +145,7 @@ def _backbone_forward(inner: Any, autocast: Autocast) -> Callable[..., Any]:
     return forward
 
 
-def _head_as_computed(inner: Any, device_type: str) -> LMHead:
+def head_as_computed(inner: Any, device_type: str) -> LMHead:
     """The model's head, in the dtype in which autocast would take its product."""
     head = LMHead.from_model(inner)
     if not torch.is_autocast_enabled(device_type):

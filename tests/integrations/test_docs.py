@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from helpers import trl_runs as runs
 from helpers.tiny_models import byte_tokenizer, tiny_causal_lm
+from transformers import TrainingArguments
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -54,3 +55,23 @@ def test_liger() -> None:
     )
     assert len(namespace["metrics"]) == 1
     assert hidden.grad.isfinite().all()
+
+
+def test_huggingface(tmp_path: Path) -> None:
+    model = tiny_causal_lm().train()
+    ids = torch.tensor([[5, 6, 7, 8]])
+    row = {"input_ids": ids[0], "labels": ids[0]}
+    settings = {"per_device_train_batch_size": 2, "max_steps": 1, "report_to": "none"}
+    namespace = run_page(
+        "huggingface.md",
+        {
+            "model": model,
+            "input_ids": ids,
+            "labels": ids,
+            "args": TrainingArguments(str(tmp_path), use_cpu=True, save_strategy="no", **settings),
+            "dataset": [row] * 4,
+        },
+    )
+    assert namespace["logp"].shape == ids.shape
+    assert "forward" not in vars(model)
+    assert namespace["trainer"].state.global_step == 1

@@ -1,0 +1,130 @@
+"""`FusedSFTTrainer`: supervised fine-tuning with log-prob and entropy of every label, no logits.
+
+Shape letters: B sequences, L positions.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from sdkernels.engine import token_loss
+from sdkernels.integrations.deferred import backbone_of, head_as_computed, innermost
+from sdkernels.train.forward import run_inside_forward
+
+
+class FusedSFTTrainer(Trainer):
+    """`Trainer` whose loss is the mean of -log S(label) - entropy_bonus * H(S) over labels.
+
+    Logs `logprob` and `entropy` (means over labels since the last log line, nats). The loss runs
+    inside the wrapped model's forward, so DDP and FSDP2 see it. With `compute_metrics`, evaluation
+    uses the model's own forward, since metrics read logits.
+
+    Args:
+        entropy_bonus: factor of the entropy, nats per nat; 0 is plain fine-tuning.
+        args, kwargs: as in `Trainer`.
+
+    Raises:
+        TypeError, ValueError: a head or architecture that `LMHead.from_model` refuses, prompt
+            learning, label smoothing, or a `compute_loss_func`.
+    """
+
+    # Divided by the labels of the whole step here, so Trainer must not divide again.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *args: Any, entropy_bonus: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.entropy_bonus = entropy_bonus
+        # Its signature decides whether Trainer counts the labels of a step.
+        self.model_accepts_loss_kwargs = True
+        self._sums: dict[str, list[Tensor]] = {"train": [], "eval": []}
+        inner = innermost(self.model)
+        backbone_of(inner)
+        head_as_computed(inner, "cpu")
+        adapter = getattr(self.model, "active_peft_config", None)
+        if getattr(adapter, "is_prompt_learning", False):
+            raise ValueError(
+                "prompt learning puts virtual tokens into the model's own forward, which is not "
+                "run; use LoRA, or transformers' Trainer"
+            )
+        if self.args.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.args.label_smoothing_factor}: set it to 0, or use "
+                "sdkernels.integrations.liger.LigerFusedLinearCrossEntropyLoss in an own trainer"
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError("compute_loss_func reads logits, which are not made: leave it out")
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Loss of a micro-batch: sum over its labels by `num_items_in_batch`, or their mean."""
+        if return_outputs:
+            outputs = model(**inputs)
+            return outputs.loss, outputs
+        unwrapped = self.accelerator.unwrap_model(model)
+        loss, sums = run_inside_forward(
+            model, unwrapped, lambda: self._loss(innermost(unwrapped), inputs, num_items_in_batch)
+        )
+        self._sums["train" if model.training else "eval"].append(sums)
+        return loss
+
+    def _loss(
+        self, inner: Any, inputs: dict[str, Any], count: Tensor | int | None
+    ) -> tuple[Tensor, Tensor]:
+        inputs = dict(inputs)
+        labels_BL = torch.nn.functional.pad(inputs.pop("labels"), (0, 1), value=-100)[..., 1:]
+        mask_BL = labels_BL != -100
+        with self.accelerator.autocast():
+            hidden_BLD = backbone_of(inner)(**inputs, use_cache=False).last_hidden_state
+            head = head_as_computed(inner, hidden_BLD.device.type)
+        total, stats = token_loss(
+            hidden_BLD.to(head.weight.dtype),
+            head,
+            lambda s, tok: -s.logp - self.entropy_bonus * s.entropy,
+            targets=labels_BL,
+            mask=mask_BL,
+        )
+        labels = mask_BL.sum()
+        sums = torch.stack([stats.logp.sum(), stats.entropy.sum(), labels.to(stats.logp.dtype)])
+        if count is None:
+            return total / labels.clamp(min=1), sums
+        if isinstance(count, Tensor):
+            count = count.to(total.device)
+        # The count is that of all processes, over which gradients are averaged.
+        world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
+        return total * world / count, sums
+
+    def prediction_step(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> Any:
+        """Without metrics to compute, evaluation needs no logits either."""
+        if not prediction_loss_only:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = self.compute_loss(model, inputs)
+        return loss.detach(), None, None
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add `logprob` and `entropy`, means over the labels since the last line."""
+        kind = "eval" if any(name.startswith("eval_") for name in logs) else "train"
+        found, self._sums[kind] = self._sums[kind], []
+        # Every process logs at the same steps, so this collective call is matched.
+        if found:
+            logp, entropy, labels = self.accelerator.reduce(torch.stack(found).sum(0)).tolist()
+            prefix = "eval_" if kind == "eval" else ""
+            logs[f"{prefix}logprob"] = logp / max(labels, 1.0)
+            logs[f"{prefix}entropy"] = entropy / max(labels, 1.0)
+        super().log(logs, *args, **kwargs)
