@@ -58,6 +58,13 @@ class LinearConfig:
     tiles: int = 16
     group: int = 16
 
+    def shared_bytes(self, dtype: torch.dtype) -> int:
+        """Shared memory that a block needs at most: a tile of both factors for each stage, and a
+        little for barriers and alignment.
+        """
+        tile = (self.tokens_tile + self.vocab_tile) * self.hidden_tile * dtype.itemsize
+        return tile * self.num_stages + 1024
+
 
 # The accumulator and its exponentials must fit into registers, the stages into shared memory.
 _SMALL = LinearConfig(128, 128, 32, num_warps=8, num_stages=3)
@@ -87,17 +94,43 @@ _SMALL_32_BIT = LinearConfig(64, 64, 32, num_warps=8, num_stages=2, tiles=32)
 FEWEST_SLAB_TOKENS = 128
 
 
-def linear_config(arch: str, dtype: torch.dtype, *, plain: bool = False) -> LinearConfig:
-    """For the fused linear kernel; `plain` is without bias, softcap and chosen ids.
+def linear_config(
+    arch: str, dtype: torch.dtype, *, plain: bool = False, limit_bytes: int | None = None
+) -> LinearConfig:
+    """For the fused linear kernel; `plain` is without bias, softcap and chosen ids, `limit_bytes`
+    the shared memory that a block may use (None: enough).
 
-    An architecture that the table does not know gets the smallest tiles, which fit into 99 KiB of
-    shared memory.
+    An architecture that the table does not know, or whose own row does not fit, gets the smallest
+    tiles.
+
+    Raises:
+        ValueError: not even these fit; the message names what they need and what there is.
     """
     if dtype.itemsize == 4:
-        return _LINEAR_32_BIT.get(arch, _SMALL_32_BIT)
-    if plain and arch in _LINEAR_16_BIT_PLAIN:
-        return _LINEAR_16_BIT_PLAIN[arch]
-    return _LINEAR_16_BIT.get(arch, _SMALL)
+        choices = [_LINEAR_32_BIT.get(arch, _SMALL_32_BIT), _SMALL_32_BIT]
+    else:
+        choices = [_LINEAR_16_BIT.get(arch, _SMALL), _SMALL]
+        if plain and arch in _LINEAR_16_BIT_PLAIN:
+            choices = [_LINEAR_16_BIT_PLAIN[arch], *choices]
+    for config in choices:
+        if limit_bytes is None or config.shared_bytes(dtype) <= limit_bytes:
+            return config
+    need = min(config.shared_bytes(dtype) for config in choices)
+    raise ValueError(
+        f"the fused linear kernel needs {need} bytes of shared memory a block, {arch} has "
+        f"{limit_bytes}: no configuration fits, keep the logits in memory (slab_free=False)"
+    )
+
+
+def shared_limit(device: torch.device) -> int | None:
+    """Bytes of shared memory that a block may use; None where that is not limited or not known."""
+    if device.type == "cpu":
+        return None
+    properties = torch.get_device_module(device).get_device_properties(device)
+    for name in ("shared_memory_per_block_optin", "shared_memory_per_block"):
+        if getattr(properties, name, 0):
+            return int(getattr(properties, name))
+    return None
 
 
 def architecture(device: torch.device) -> str:

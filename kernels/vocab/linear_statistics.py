@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import LinearConfig, architecture, linear_config
+from .configs import LinearConfig, architecture, linear_config, shared_limit
 from .launch import on_device
 from .partials import MAX, STUDENT_FIELDS, SUM, SUM_X
 from .statistics import Partials
@@ -153,9 +153,12 @@ def linear_statistics_kernel(
 
 
 def most_linear_parts(device: torch.device, dtype: torch.dtype, vocab: int) -> int:
-    """Parts that a row of `vocab` logits is cut into at most, whatever the transforms."""
-    arch = architecture(device)
-    configs = [linear_config(arch, dtype, plain=plain) for plain in (False, True)]
+    """Parts that a row of `vocab` logits is cut into at most, whatever the transforms.
+
+    Raises:
+        ValueError: as `linear_config`.
+    """
+    configs = [_config(device, dtype, plain=plain) for plain in (False, True)]
     return max(triton.cdiv(vocab, config.vocab_tile * config.tiles) for config in configs)
 
 
@@ -194,7 +197,7 @@ def linear_partial_statistics(
     (tokens, hidden), vocab = hidden_TD.shape, weight_VD.shape[0]
     if config is None:
         plain = bias_V is None and softcap is None and ids_TK is None
-        config = linear_config(architecture(hidden_TD.device), hidden_TD.dtype, plain=plain)
+        config = _config(hidden_TD.device, hidden_TD.dtype, plain=plain)
     parts = triton.cdiv(vocab, config.vocab_tile * config.tiles)
     new = hidden_TD.new_empty
     partials_TFP = new((tokens, STUDENT_FIELDS, parts), dtype=torch.float32)
@@ -231,6 +234,10 @@ def linear_partial_statistics(
             enable_fp_fusion=False,
         )
     return Partials(partials_TFP, chosen_TK, None)
+
+
+def _config(device: torch.device, dtype: torch.dtype, *, plain: bool) -> LinearConfig:
+    return linear_config(architecture(device), dtype, plain=plain, limit_bytes=shared_limit(device))
 
 
 # TF32 would round float32 factors to 10 bits; 16-bit factors are exact in any of the modes.

@@ -23,7 +23,7 @@ class FusedRows:
     """`rows.interface.FusedBackend` on Triton."""
 
     def refusal(self, hidden_TD: Tensor, weight_VD: Tensor, ids: int) -> str | None:
-        """What the fused kernel does not take: mixed dtypes, many ids."""
+        """What the fused kernel does not take: mixed dtypes, many ids, a small GPU."""
         if hidden_TD.dtype != weight_VD.dtype:
             return (
                 f"hidden is {hidden_TD.dtype}, the head's weight {weight_VD.dtype}; the fused "
@@ -31,6 +31,10 @@ class FusedRows:
             )
         if ids > MOST_IDS:
             return f"{ids} ids a token; the fused kernel takes at most {MOST_IDS}"
+        try:
+            _linear_parts(weight_VD, weight_VD.shape[0])
+        except ValueError as error:  # too little shared memory
+            return str(error)
         return None
 
     def token_bytes(self, weight_VD: Tensor, spec: RowSpec) -> int:

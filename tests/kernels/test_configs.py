@@ -1,0 +1,78 @@
+"""The launch table: what fits where, and what is said where nothing does."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from helpers.logit_problems import DEVICE
+
+import sdkernels as sd
+from sdkernels.kernels import aot, configs, linear_statistics
+from sdkernels.kernels.configs import LinearConfig, linear_config, shared_limit
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def test_the_bound_on_shared_memory_holds_for_every_compiled_configuration() -> None:
+    rows = json.loads(aot.TABLE.read_text())["rows"]
+    linear = {key: row for key, row in rows.items() if key.startswith("linear/")}
+    assert len(linear) > 40
+    for key, (_, _, shared_bytes, _) in linear.items():
+        _, tiles, name, what, arch = key.split("/")
+        config = linear_config(arch, DTYPES[name], plain=what == "plain")
+        assert tiles == f"{config.tokens_tile}x{config.vocab_tile}x{config.hidden_tile}"
+        bound = config.shared_bytes(DTYPES[name])
+        assert shared_bytes <= bound <= 2 * shared_bytes + 16384 + 1024, key
+
+
+def _device(monkeypatch: pytest.MonkeyPatch, limit_bytes: int, major: int, minor: int) -> None:
+    """This machine, as a GPU of that architecture with so much shared memory a block."""
+    properties = SimpleNamespace(
+        major=major, minor=minor, shared_memory_per_block_optin=limit_bytes
+    )
+    module = SimpleNamespace(get_device_properties=lambda device: properties)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+
+
+def test_an_architecture_with_less_than_its_row_wants_gets_smaller_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = torch.device("cuda")
+    _device(monkeypatch, 232_448, 9, 0)
+    assert shared_limit(device) == 232_448
+    full = linear_statistics._config(device, torch.bfloat16, plain=True)
+    assert (full.vocab_tile, full.num_stages) == (256, 3)
+    _device(monkeypatch, 101_376, 9, 0)
+    small = linear_statistics._config(device, torch.bfloat16, plain=True)
+    assert small == linear_config("sm_86", torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values())
+def test_too_little_for_every_configuration_names_need_and_limit(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = linear_config("unknown", dtype).shared_bytes(dtype)
+    _device(monkeypatch, need, 3, 5)
+    config: LinearConfig = linear_statistics._config(torch.device("cuda"), dtype, plain=False)
+    assert config.shared_bytes(dtype) == need
+    _device(monkeypatch, need - 1, 3, 5)
+    message = rf"needs {need} bytes of shared memory a block, sm_35 has {need - 1}"
+    with pytest.raises(ValueError, match=message):
+        linear_statistics.most_linear_parts(torch.device("cuda"), dtype, 1000)
+
+
+def test_the_engine_says_so_or_takes_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_statistics, "shared_limit", lambda device: 100)
+    monkeypatch.setattr(linear_statistics, "architecture", lambda device: "sm_35")
+    hidden, weight = torch.ones(2, 4, device=DEVICE), torch.ones(9, 4, device=DEVICE)
+    with pytest.raises(ValueError, match="slab_free=True: the fused linear kernel needs 33792"):
+        sd.token_stats(hidden, weight, slab_free=True, backend="triton")
+    # 60 bytes: a slab of one token at most, so the fused kernel would be taken.
+    stats = sd.token_stats(hidden, weight, chunk_bytes=60, backend="triton")
+    torch.testing.assert_close(stats.entropy, torch.full((2,), 9.0, device=DEVICE).log())
+
+
+def test_a_processor_has_no_such_limit() -> None:
+    assert shared_limit(torch.device("cpu")) is None
+    assert configs.architecture(torch.device("cpu")) == "interpreter"
