@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.engine import library
+from sdkernels.engine.arguments import mask_of
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.stats import Tokens, TokenStats
 from sdkernels.engine.teachers import Teacher, TopKTeacher
@@ -177,7 +178,7 @@ def linear_divergence(
         _check_weights(weights, value.shape)
         if mask is not None:
             # What stands in masked places, NaN too, must not meet their 0.
-            weights = weights.masked_fill(~mask, 0.0)
+            weights = weights.masked_fill(~mask_of(mask, weights.shape), 0.0)
         return value * weights
     if weights is not None:
         _check_weights(weights, hidden.shape[:-1])
@@ -200,7 +201,9 @@ def _reduced(value: Tensor, reduction: str, mask: Tensor | None) -> Tensor:
 
 def _count(shape: torch.Size, mask: Tensor | None) -> int | Tensor:
     """Number of tokens that the mask leaves, at least 1."""
-    return max(shape.numel(), 1) if mask is None else mask.sum().clamp(min=1)
+    if mask is None or mask.dtype == torch.int64:
+        return max(shape.numel() if mask is None else mask.numel(), 1)
+    return mask.sum().clamp(min=1)
 
 
 def _check_weights(weights: Tensor, shape: torch.Size) -> None:

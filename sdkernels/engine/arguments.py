@@ -56,7 +56,7 @@ def build_problem(
     _check_hidden(hidden, head)
     device, lead = hidden.device, hidden.shape[:-1]
     check = debug or device.type == "cpu"
-    kept_N = _kept(mask, lead, device)
+    kept_N = _kept(mask, lead, device, check)
     temperature = _temperature("temperature", temperature)
     if teacher_temperature is not None:
         teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
@@ -182,18 +182,50 @@ def _same_device(name: str, tensor: Tensor, device: torch.device) -> None:
         raise ValueError(f"{name} is on {tensor.device}, hidden on {device}: move one of them")
 
 
-def _kept(mask: Tensor | None, lead: torch.Size, device: torch.device) -> Tensor | None:
+def _kept(
+    mask: Tensor | None, lead: torch.Size, device: torch.device, check: bool
+) -> Tensor | None:
+    """Flat positions of the tokens that are left; of a bool mask their number has to be known on
+    the host, which is the one synchronisation.
+    """
     if mask is None:
         return None
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+    if not isinstance(mask, Tensor) or mask.dtype not in (torch.bool, torch.int64):
         came = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask: expected a bool tensor of shape {list(lead)}, got {came}")
+        raise TypeError(
+            f"mask: expected a bool tensor of shape {list(lead)}, or int64 positions [N] of the "
+            f"tokens to keep, got {came}"
+        )
+    _same_device("mask", mask, device)
+    if mask.dtype == torch.int64:
+        return _positions(mask, lead.numel(), check)
     if mask.shape != lead:
         raise ValueError(
             f"mask: expected shape {list(lead)} (that of the tokens), got {list(mask.shape)}"
         )
-    _same_device("mask", mask, device)
     return mask.reshape(-1).nonzero().squeeze(-1)
+
+
+def _positions(mask: Tensor, total: int, check: bool) -> Tensor:
+    if mask.dim() != 1:
+        raise ValueError(f"mask: positions are expected as [N], got {list(mask.shape)}")
+    # As many as there are tokens may be a mask of 0 and 1, which must not pass for positions.
+    if (check or mask.numel() == total) and mask.numel():
+        rising = bool((mask[1:] > mask[:-1]).all())
+        if not rising or int(mask[0]) < 0 or int(mask[-1]) >= total:
+            raise ValueError(
+                f"mask: positions must rise and lie in 0..{total - 1}, the tokens counted through "
+                "all leading dimensions of hidden; a mask of 0 and 1 is passed as mask.bool()"
+            )
+    return mask
+
+
+def mask_of(mask: Tensor, lead: torch.Size) -> Tensor:
+    """The bool mask `[*lead]` of either form, without a synchronisation."""
+    if mask.dtype == torch.bool:
+        return mask
+    kept = torch.zeros(lead.numel(), dtype=torch.bool, device=mask.device)
+    return kept.index_fill_(0, mask, True).reshape(lead)
 
 
 def _ids(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdkernels.engine.arguments import mask_of
 from sdkernels.engine.problem import Problem
 
 
@@ -25,7 +26,9 @@ def attach_gate(problem: Problem, gate: Any, mask: Tensor | None) -> None:
         return
     if hasattr(gate, "bind"):
         lead = problem.lead_shape
-        valid = torch.ones(lead, dtype=torch.bool, device=problem.device) if mask is None else mask
+        valid = torch.ones(lead, dtype=torch.bool, device=problem.device)
+        if mask is not None:
+            valid = mask_of(mask, lead)
         entropy = _entropies(problem) if gate.needs_entropy else None
         gate = gate.bind(entropy, valid)
     if not hasattr(gate, "direction"):

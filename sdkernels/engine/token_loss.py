@@ -73,7 +73,8 @@ def token_loss(
         tokens: per-token tensors `[...]` or `[..., n]` for the loss function, read as `tok.name`.
             Constants.
         mask: bool `[...]`; tokens where it is False are left out before the first product and
-            report 0.
+            report 0. On a GPU its number of tokens is read once; int64 `[N]`, the rising flat
+            positions of the tokens to keep, saves that.
         temperature: divides the student's logits, and the teacher's unless `teacher_temperature` is
             given.
         jsd_beta: asks for `jsd`, with M = beta T + (1 - beta) S; strictly between 0 and 1.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sdkernels as sd
+from sdkernels.gates import EntropySign
 
 B, L, D, V = 2, 3, 4, 9
 HIDDEN = torch.randn(B, L, D, generator=torch.Generator().manual_seed(0))
@@ -308,3 +309,55 @@ def test_an_id_twice_among_the_targets_counts_twice() -> None:
 def test_targets_without_any_id() -> None:
     stats = sd.token_stats(HIDDEN, WEIGHT, targets=IDS[..., None][..., :0])
     assert stats.logp.shape == (B, L, 0)
+
+
+# --- a mask as positions --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("gate", [None, EntropySign(quantile=0.5)])
+def test_positions_are_the_mask(gate: Any) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
+    weight = torch.randn(7, 4, generator=generator, dtype=torch.float64).requires_grad_()
+    ids = torch.randint(7, (2, 5), generator=generator)
+    mask = torch.tensor([[True, False, True, True, False], [False, True, True, False, True]])
+    results = []
+    for kept in (mask, mask.reshape(-1).nonzero().squeeze(-1)):
+        loss, stats = sd.token_loss(
+            hidden, weight, lambda s, tok: s.logp * s.entropy, targets=ids, mask=kept, gate=gate
+        )
+        (grad,) = torch.autograd.grad(loss, weight)
+        results.append([loss.detach(), grad, *(value for _, value in stats.items())])
+    for by_mask, by_positions in zip(*results, strict=True):
+        assert torch.equal(by_mask, by_positions)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_positions_in_the_named_shortcuts(reduction: str) -> None:
+    hidden, weight = torch.randn(6, 4), torch.randn(7, 4)
+    teacher = sd.LogitsTeacher(torch.randn(6, 7))
+    mask = torch.arange(6) % 2 == 0
+    values = [
+        sd.linear_divergence(
+            hidden, weight, teacher, weights=torch.arange(6.0), reduction=reduction, mask=kept
+        )
+        for kept in (mask, torch.tensor([0, 2, 4]))
+    ]
+    torch.testing.assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [[0, 0], [2, 1], [-1, 2], [0, 6], [1, 1, 0, 1, 1, 0]],
+    ids=["twice", "falling", "negative", "too far", "0 and 1"],
+)
+def test_wrong_positions_are_refused(positions: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"mask: positions must rise and lie in 0\.\.5"):
+        sd.token_stats(torch.ones(6, 4), torch.ones(7, 4), mask=torch.tensor(positions))
+
+
+def test_positions_have_one_dimension_and_none_of_them_is_no_token() -> None:
+    with pytest.raises(ValueError, match=r"expected as \[N\], got \[1, 1\]"):
+        sd.token_stats(torch.ones(6, 4), torch.ones(7, 4), mask=torch.zeros(1, 1).long())
+    stats = sd.token_stats(torch.ones(6, 4), torch.ones(7, 4), mask=torch.zeros(0).long())
+    assert not stats.entropy.any()

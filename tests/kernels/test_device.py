@@ -1,5 +1,6 @@
 """What only a device can show: streams, graphs, synchronisation, memory, occupancy, real sizes."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,11 +56,28 @@ def _synchronisation_is_an_error() -> Iterator[None]:
 
 def test_nothing_synchronises_between_the_start_and_the_end_of_a_step() -> None:
     problem = _problem(600, 256, 5000)
+    kept = (torch.arange(600, device=DEVICE) % 3 != 0).nonzero().squeeze(-1)
     _step(problem)  # compiles, which synchronises
     torch.cuda.synchronize()
     with _synchronisation_is_an_error():
         _step(problem, chunk_bytes=16 * MIB)
         sd.token_stats(*problem[:2], teacher=problem[2], targets=problem[3], jsd_beta=0.5)
+        _step(problem, mask=kept)
+
+
+def test_a_mask_synchronises_once_before_the_first_product() -> None:
+    problem = _problem(600, 256, 5000)
+    mask = torch.arange(600, device=DEVICE) % 3 != 0
+    _step(problem, mask=mask)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _step(problem, mask=mask, chunk_bytes=16 * MIB)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len([item for item in caught if "synchronizing" in str(item.message)]) == 1
 
 
 def test_a_step_is_captured_in_a_graph_and_replayed_to_the_bit() -> None:

@@ -177,6 +177,52 @@ def test_rows_without_mass_are_defined_as_by_the_oracle() -> None:
     assert_like_oracle(problem, TritonRows())
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_an_infinite_divergence_with_weight_zero_sends_nothing(weight: float) -> None:
+    """Row 1 has an entry that only the student allows, row 2 one that only the teacher allows."""
+    problem = family("small_random", 4, 300, spec=EVERYTHING)
+    assert problem.teacher is not None
+    student_CV, teacher_CV = problem.student.raw_CV.clone(), problem.teacher.raw_CV.clone()
+    teacher_CV[1, 7] = -torch.inf
+    student_CV[2, 9] = -torch.inf
+    sides = (Side(student_CV, owned=False), Side(teacher_CV, owned=False))
+    rows = TritonRows()
+    stats, state = rows.forward(*sides, None, None, problem.spec)
+    infinite = {
+        "kl_student_teacher": [False, True, False, False],
+        "kl_teacher_student": [False, False, True, False],
+    }
+    coefs = torch.tensor([1.0, weight, weight, 1.0], device=DEVICE)
+    for name in ("kl_student_teacher", "kl_teacher_student", "jsd", "clipped_kl_teacher_student"):
+        assert stats[name].isinf().tolist() == infinite.get(name, [False] * 4)
+        grad = rows.backward(state, {name: coefs})
+        assert grad[[0, 3]].isfinite().all()
+        assert grad[[0, 3]].any(-1).all()
+        assert grad[1:3].eq(0.0).all(-1).tolist() == [weight == 0.0] * 2, name
+
+
+def test_a_row_without_mass_touches_no_other_row() -> None:
+    problem = family("small_random", 4, PARTS, spec=EVERYTHING)
+    assert problem.teacher is not None
+    student_CV, teacher_CV = problem.student.raw_CV.clone(), problem.teacher.raw_CV.clone()
+    student_CV[1] = -torch.inf
+    teacher_CV[2] = -torch.inf
+    empty = replace(
+        problem,
+        student=replace(problem.student, raw_CV=student_CV),
+        teacher=replace(problem.teacher, raw_CV=teacher_CV),
+    )
+    stats, grad = problem.run(TritonRows())
+    found, found_grad = empty.run(TritonRows())
+    for name, value in stats.items():
+        assert torch.equal(found[name][[0, 3]], value[[0, 3]]), name
+    assert torch.equal(found_grad[[0, 3]], grad[[0, 3]])
+    assert not found_grad[1].any()
+    assert found["entropy"][1] == 0
+    assert found["kl_teacher_student"][1:3].tolist() == [torch.inf, 0.0]
+    assert found["kl_student_teacher"][1:3].tolist() == [0.0, torch.inf]
+
+
 def test_a_nan_logit_shows_in_its_row_alone() -> None:
     problem = family("small_random", 3, PARTS, spec=EVERYTHING)
     raw_CV = problem.student.raw_CV.clone()
