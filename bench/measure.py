@@ -1,28 +1,71 @@
-"""Timing and peak memory of a callable on CPU."""
+"""Timing and peak memory of a call, on CPU by the clock and on a GPU by its own events."""
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import torch
+
+# Larger than the L3 slice of one socket part where the system does not tell its caches.
+UNKNOWN_CACHE_BYTES = 64 << 20
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call."""
-    start = time.perf_counter()
+def seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: between two events on a GPU, by the wall clock elsewhere."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    before = torch.cuda.Event(enable_timing=True)
+    after = torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize(device)
+    before.record()
     run()
-    return time.perf_counter() - start
+    after.record()
+    after.synchronize()
+    return before.elapsed_time(after) / 1e3
 
 
-def peak_extra_bytes(run: Callable[[], object]) -> int | None:
-    """Highest resident memory during `run` beyond that before it; None where the system cannot
-    tell.
+def spread(times: list[float]) -> dict[str, Any]:
+    """Median, quartiles, extremes in seconds, and how many there were."""
+    if len(times) == 1:
+        low = high = times[0]
+    else:
+        low, _, high = statistics.quantiles(times, n=4, method="inclusive")
+    return {
+        "median": statistics.median(times),
+        "quartile_low": low,
+        "quartile_high": high,
+        "min": min(times),
+        "max": max(times),
+        "repeats": len(times),
+    }
 
-    Linux resets the peak when 5 is written to `clear_refs`. Blocks above 32 MiB go back to the
-    system when freed, so what earlier runs freed does not hide a later peak.
+
+def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Most memory during `run` beyond that before it; None where the system cannot tell.
+
+    On a GPU what the allocator handed out. On Linux resident memory: writing 5 to `clear_refs`
+    resets its peak, and memory that earlier calls freed goes back to the system first, so that it
+    does not hide a later peak.
     """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        used = torch.cuda.memory_allocated(device)
+        run()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - used
     clear, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not status.exists():
+        return None
+    _give_back_freed_memory()
     try:
         clear.write_text("5")
     except OSError:
@@ -32,9 +75,33 @@ def peak_extra_bytes(run: Callable[[], object]) -> int | None:
     return _field(status, "VmHWM") - before
 
 
-def spread(times: list[float]) -> dict[str, float]:
-    """Median, minimum and maximum, in seconds."""
-    return {"median": statistics.median(times), "min": min(times), "max": max(times)}
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that a call may still take; None where the system does not say."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    meminfo = Path("/proc/meminfo")
+    return _field(meminfo, "MemAvailable") if meminfo.exists() else None
+
+
+def cache_bytes(device: torch.device) -> int:
+    """Size of the last cache before memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    units = {"K": 1 << 10, "M": 1 << 20}
+    sizes = [
+        int(text[:-1]) * units[text[-1]]
+        for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
+        if (text := path.read_text().strip())[-1] in units
+    ]
+    return max(sizes, default=UNKNOWN_CACHE_BYTES)
+
+
+def _give_back_freed_memory() -> None:
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return  # not glibc: its freed blocks stay, and the figure is a lower bound
 
 
 def _field(status: Path, name: str) -> int:

@@ -1,27 +1,51 @@
-"""Peers: a few lines each that run the same case through another implementation.
+"""Peers: modules of a few lines, each with `PEERS`, that run the cases through another library.
 
-A peer is a module with `TITLE`, `unavailable() -> str | None` (why it cannot run here) and
-`run(case) -> float`, which leaves gradients in `case.hidden_TD.grad` and `case.weight_VD.grad` and
-returns the loss.
+A new one is a module here and its name in `MODULES`. It is compared with the float64 answer before
+it is timed; where it is not installed or cannot run, its row says so.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
 
-PEERS = ("sdkernels_", "liger_jsd", "liger_jsd_compiled", "trl_divergence", "eager")
+from ..names import pick
+from ..peer import Peer
+
+MODULES = (
+    "own",
+    "eager",
+    "compiled_chunks",
+    "torch_linear_ce",
+    "liger_chunked",
+    "liger_jsd",
+    "liger_kl",
+    "liger_ce",
+    "liger_logprob",
+    "liger_grpo",
+    "trl_divergence",
+    "trl_logprob",
+    "trl_losses",
+    "fla_kl",
+    "verl_ce",
+    "cce",
+    "unsloth",
+    "quack",
+)
 
 
-def load(name: str) -> ModuleType:
-    """The peer's module."""
-    return importlib.import_module(f"bench.peers.{name}")
+def load() -> dict[str, Peer]:
+    """All peers by name, sdkernels first."""
+    modules = [importlib.import_module(f".{name}", __name__) for name in MODULES]
+    return {peer.name: peer for module in modules for peer in module.PEERS}
 
 
-def missing(module: str) -> str | None:
-    """Reason why a package cannot be imported, None when it can."""
-    try:
-        importlib.import_module(module)
-    except ImportError as error:
-        return f"not installed ({error}); pip install -e .[bench]"
-    return None
+def select(names: list[str] | None, case: str) -> list[Peer]:
+    """The peers called `names`, also where they lack the case; None: all that have it.
+
+    Raises:
+        ValueError: an unknown name; the message suggests the nearest.
+    """
+    known = load()
+    if names is None:
+        return [peer for peer in known.values() if case in peer.calls]
+    return [known[pick("peer", name, known)] for name in names]

@@ -1,32 +1,41 @@
-"""Liger 0.8.5, `LigerFusedLinearJSDLoss` at beta 0 (which it defines as KL(T||S)), not compiled, as
-TRL calls it.
-"""
+"""Liger `LigerFusedLinearJSD`, its Triton kernel; beta 0 and 1 are KL(T||S) and KL(S||T) there."""
+
+from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from bench.case import Case
-from bench.peers import missing
+from ..peer import Call, Peer, first_of, importable, on_gpu
+from ..problem import Problem
 
-TITLE = "Liger chunked JSD, beta 0"
-COMPILED = False
-
-
-def unavailable() -> str | None:
-    """Reason when Liger is not installed."""
-    return missing("liger_kernel.chunked_loss")
+_BETAS = {"kl-teacher-student": 0.0, "kl-student-teacher": 1.0, "jsd": 0.5}
 
 
-def run(case: Case, compiled: bool = COMPILED) -> float:
-    """Forward and backward; Liger divides by the number of tokens, so multiply it back."""
-    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+def _divergence(beta: float, accumulate: torch.dtype | None) -> Call:
+    def call(problem: Problem) -> Tensor:
+        from liger_kernel.transformers import LigerFusedLinearJSD
 
-    tokens = case.hidden_TD.shape[0]
-    module = LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=compiled
+        mean = LigerFusedLinearJSD(jsd_beta=beta, accum_dtype=accumulate)(
+            problem.hidden_TD,
+            problem.weight_VD,
+            problem.teacher_hidden_TD,
+            problem.teacher_weight_VD,
+            None,
+        )
+        return problem.setting.tokens * mean
+
+    return call
+
+
+PEERS = [
+    Peer(
+        "liger-jsd" + suffix,
+        "Liger FusedLinearJSD" + note,
+        {case: _divergence(beta, accumulate) for case, beta in _BETAS.items()},
+        first_of(on_gpu, importable("liger_kernel.transformers", "liger-kernel")),
     )
-    labels_T = torch.zeros(tokens, dtype=torch.long)
-    loss = tokens * module(
-        case.hidden_TD, case.weight_VD, case.teacher_hidden_TD, case.teacher_weight_VD, labels_T
+    for suffix, note, accumulate in (
+        ("", "", None),
+        ("-fp32", ", float32 sums", torch.float32),
     )
-    loss.backward()
-    return loss.item()
+]

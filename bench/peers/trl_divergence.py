@@ -1,29 +1,40 @@
-"""TRL 1.16, `trl.kernels.chunked_divergence` at beta 0 (KL(T||S)), on its torch path."""
+"""TRL `trl.kernels.chunked_divergence`: Triton on GPUs, its torch path elsewhere. Beta 0 and 1 are
+KL(T||S) and KL(S||T) there.
+"""
 
-from bench.case import Case
-from bench.peers import missing
+from __future__ import annotations
 
-TITLE = "TRL chunked divergence"
+from torch import Tensor
+
+from ..peer import Call, Peer, importable
+from ..problem import Problem
+
+_BETAS = {"kl-teacher-student": 0.0, "kl-student-teacher": 1.0, "jsd": 0.5}
 
 
-def unavailable() -> str | None:
-    """Reason when TRL is not installed."""
-    return missing("trl.kernels.chunked_divergence")
+def _divergence(beta: float) -> Call:
+    def call(problem: Problem) -> Tensor:
+        from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
+
+        divergence_T, _ = ChunkedDivergenceFunction.apply(
+            problem.hidden_TD,
+            problem.weight_VD,
+            None,
+            problem.teacher_hidden_TD,
+            problem.teacher_weight_VD,
+            None,
+            beta,
+        )
+        return divergence_T.sum()
+
+    return call
 
 
-def run(case: Case) -> float:
-    """Forward and backward."""
-    from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
-
-    divergence_T, _ = ChunkedDivergenceFunction.apply(
-        case.hidden_TD,
-        case.weight_VD,
-        None,
-        case.teacher_hidden_TD,
-        case.teacher_weight_VD,
-        None,
-        0.0,
+PEERS = [
+    Peer(
+        "trl-divergence",
+        "TRL chunked_divergence",
+        {case: _divergence(beta) for case, beta in _BETAS.items()},
+        importable("trl.kernels.chunked_divergence", "trl"),
     )
-    loss = divergence_T.sum()
-    loss.backward()
-    return loss.item()
+]

@@ -1,0 +1,217 @@
+"""One run: a setting, its peers, all in this process on the same tensors.
+
+Each peer is compared with the float64 answer before it is timed. One that is wrong is reported as
+wrong, with its errors, and not timed; one that cannot run is reported with the reason. The others
+are timed in turns with the floor, so that a slower minute of the machine hits all of them, and
+ratios are taken within the run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdkernels.engine.chunks import default_chunk_bytes
+
+from .floor import DeviceCopy, Floor
+from .machine import clocks
+from .measure import available_bytes, cache_bytes, peak_extra_bytes, seconds, spread
+from .peer import Peer, one_line
+from .problem import Answer, Problem, Setting, float64_answer
+
+# The float64 answer of more tokens than this takes longer than everything else.
+CHECK_TOKENS = {"cpu": 2048, "cuda": 8192}
+# Relative L2 errors of value and gradient beyond which a result is wrong rather than rounded. Peers
+# that round logits to bfloat16 reach 20 % in gradients of a close teacher; that is shown, not
+# refused, up to the bound.
+WRONG = {4: (1e-3, 1e-2), 8: (1e-3, 1e-2), 2: (5e-2, 2.5e-1)}
+LEAST_REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        repeats: timed calls of each, as far as `seconds` allow; at least 3.
+        seconds: for the timed part of one run.
+    """
+
+    repeats: int = 20
+    seconds: float = 60.0
+
+
+def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, Any]:
+    """Check, measure and time; what comes back goes into the results file as it is."""
+    problem = Problem.make(setting)
+    checked = problem.first(CHECK_TOKENS[setting.device.type])
+    answer = float64_answer(checked)
+    rows = [_checked(peer, checked, answer, setting) for peer in peers]
+    del answer
+    by_name = {peer.name: peer for peer in peers}
+    running = []
+    for row in rows:
+        if row["status"] != "ok":
+            continue
+        peer = by_name[row["peer"]]
+        extra = _guarded(row, lambda peer=peer: _peak(peer, problem))
+        if row["status"] == "ok":
+            row["peak_extra_bytes"] = extra
+            running.append((row, peer))
+    before = clocks(setting.device)
+    floor = _time_all(problem, running, effort)
+    return {
+        "case": setting.case.name,
+        "title": setting.case.title,
+        "shape": {
+            "name": setting.shape.name,
+            "tokens": setting.tokens,
+            "hidden": setting.shape.hidden,
+            "vocab": setting.shape.vocab,
+        },
+        "dtype": str(setting.dtype).removeprefix("torch."),
+        "device": setting.device.type,
+        "head": "frozen" if setting.frozen else "trainable",
+        "teacher": _teacher(setting),
+        "flops": setting.flops,
+        "budget_bytes": default_chunk_bytes(setting.device),
+        "checked_tokens": checked.setting.tokens,
+        "clocks": {"before": before, "after": clocks(setting.device)},
+        "floor": floor,
+        "rows": rows,
+    }
+
+
+def _teacher(setting: Setting) -> str:
+    if not setting.case.teacher:
+        return "none"
+    return "own" if setting.own_teacher else "external"
+
+
+def call(peer: Peer, problem: Problem) -> Tensor | tuple[Tensor, Tensor]:
+    """One call with everything that belongs to it: forward, and backward if the case has one."""
+    function = peer.calls[problem.setting.case.name]
+    if not problem.setting.case.backward:
+        with torch.no_grad():
+            return function(problem)
+    loss = function(problem)
+    assert isinstance(loss, Tensor)
+    if loss.requires_grad:
+        loss.backward()
+    return loss.detach()
+
+
+def _checked(peer: Peer, problem: Problem, answer: Answer, setting: Setting) -> dict[str, Any]:
+    """The peer's row after the comparison: status, reason or errors."""
+    row: dict[str, Any] = {"peer": peer.name, "title": peer.title, "status": "ok", "reason": None}
+    why = peer.why_not(setting, available_bytes(setting.device))
+    if why is not None:
+        return row | {"status": "not run", "reason": why}
+    problem.clear()
+    errors = _guarded(row, lambda: _errors(call(peer, problem), problem, answer))
+    problem.clear()
+    if errors is None:
+        return row
+    row["value_error"], row["gradient_error"] = errors
+    value_bound, gradient_bound = WRONG[setting.dtype.itemsize]
+    # A comparison that NaN fails too.
+    right = errors[0] <= value_bound and (errors[1] is None or errors[1] <= gradient_bound)
+    if not right:
+        row["status"] = "wrong"
+        row["reason"] = f"beyond {value_bound:g} in value or {gradient_bound:g} in gradient"
+    return row
+
+
+def _errors(
+    result: Tensor | tuple[Tensor, Tensor], problem: Problem, answer: Answer
+) -> tuple[float, float | None]:
+    """Relative L2 error of value and, the larger of hidden and head, of gradient."""
+    got = torch.stack(list(result)) if isinstance(result, tuple) else result
+    if got.shape != answer.value.shape:
+        raise RuntimeError(f"result of shape {list(got.shape)}, not {list(answer.value.shape)}")
+    value_error = _relative(got, answer.value)
+    if not answer.gradients:
+        return value_error, None
+    found = [_relative(*pair) for pair in zip(problem.gradients(), answer.gradients, strict=True)]
+    return value_error, max(found, key=lambda error: (error != error, error))
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def _peak(peer: Peer, problem: Problem) -> int | None:
+    """Peak memory beyond inputs and the gradients that stay; also the warm-up at this size."""
+    problem.clear()
+    device = problem.setting.device
+    extra = peak_extra_bytes(lambda: call(peer, problem), device)
+    problem.clear()
+    return None if extra is None else max(extra - problem.gradient_bytes, 0)
+
+
+def _guarded(row: dict[str, Any], step: Callable[[], Any]) -> Any:
+    """Result of `step`; an error of the peer becomes its row's reason, and None comes back."""
+    try:
+        return step()
+    except Exception as error:
+        row["status"] = "not run"
+        row["reason"] = _reason(error)
+        return None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):
+        return "out of memory"
+    if isinstance(error, ImportError):
+        return f"cannot be imported: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _time_all(
+    problem: Problem, running: list[tuple[dict[str, Any], Peer]], effort: Effort
+) -> dict[str, Any]:
+    """Time the floor, the device copy and every peer in turns; fill the rows, return the floor."""
+    setting = problem.setting
+    problems = problem.copies(cache_bytes(setting.device))
+    floor, copy = Floor(problem), DeviceCopy(setting.device)
+    floor(problem)
+    copy()
+    times: dict[str, list[float]] = {"floor": [], "copy": []}
+    started = time.perf_counter()
+    for repeat in range(effort.repeats):
+        round_started = time.perf_counter()
+        inputs = problems[repeat % len(problems)]
+        times["floor"].append(seconds(lambda p=inputs: floor(p), setting.device))  # type: ignore[misc]
+        times["copy"].append(seconds(copy, setting.device))
+        for row, peer in list(running):
+            inputs.clear()
+            took = _guarded(
+                row, lambda p=inputs, peer=peer: seconds(lambda: call(peer, p), setting.device)
+            )
+            inputs.clear()
+            if took is None:
+                running.remove((row, peer))
+            else:
+                times.setdefault(peer.name, []).append(took)
+        now = time.perf_counter()
+        over = now - started + (now - round_started) > effort.seconds
+        if over and repeat + 1 >= LEAST_REPEATS:
+            break
+    floor_seconds = spread(times["floor"])
+    for row, peer in running:
+        row["seconds"] = spread(times[peer.name])
+        row["ratio_to_floor"] = row["seconds"]["median"] / floor_seconds["median"]
+        row["flops_per_second"] = setting.flops / row["seconds"]["median"]
+    return {
+        "products": setting.products,
+        "chunk_tokens": floor.chunk_tokens,
+        "seconds": floor_seconds,
+        "flops_per_second": setting.flops / floor_seconds["median"],
+        "copy_bytes_per_second": copy.moved_bytes / spread(times["copy"])["median"],
+        "input_copies": len(problems),
+    }
