@@ -48,17 +48,21 @@ test-verl: $(INSTALLED) ## the verl integration against verl 0.9.1 itself
 	  && mv $(VERL).part $(VERL); }
 	PYTHONPATH=$(VERL) $(BIN)/python -m pytest tests/integrations/test_verl.py $(PYTEST_ARGS)
 
+# The second line times sdkernels alone, with pytest-benchmark, for comparing two checkouts.
 bench: $(INSTALLED_BENCH) ## time and peak memory against the bare matrix products and the peers
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench $(BENCH_ARGS)
+	$(BIN)/python -m pytest -q bench --benchmark-columns=median,iqr,rounds --benchmark-sort=name
 
 # With the Python, torch and Triton that the machine has, not those of .venv: nothing is installed, the
 # package is laid out as an installed one under build/gpu.
 GPU_PYTHON ?= python3
 GPU_ARGS ?=
+BENCH_ARGS ?=
 gpu: ## on a GPU: kernel tests, memory check, shape A; writes to OUT or bench/results
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -r sdkernels bench tests pyproject.toml build/gpu
 	cp -r kernels/vocab build/gpu/sdkernels/kernels
+	cp -r bench build/gpu/sdkernels/bench
 	cd build/gpu && OUT=$${OUT:-$(CURDIR)/bench/results} $(GPU_PYTHON) -m bench.gpu $(GPU_ARGS)
 
 docs: $(INSTALLED) ## build the documentation into build/site

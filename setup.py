@@ -21,7 +21,11 @@ TRAIN = [
     "tqdm",
     "transformers>=5.10",
 ]
+# bench/ lies at the top, where `python -m bench` finds it, and is `sdkernels.bench` when installed.
+BENCH_PACKAGES = ["sdkernels.bench", "sdkernels.bench.peers"]
 BENCH = ["liger-kernel", "pytest-benchmark", "trl==1.16.0"]
+# More peers for a machine with a GPU; where one is missing, its row says so.
+BENCH_GPU = [*BENCH, "cut-cross-entropy", "flash-linear-attention", "quack-kernels"]
 DOCS = ["furo", "myst-parser", "sphinx", "sphinx-copybutton"]
 DEV = [
     *DOCS,
@@ -54,10 +58,12 @@ setup(
         *find_packages(include=["sdkernels", "sdkernels.*"]),
         "sdkernels.kernels",
         "sdkernels.configs",
+        *BENCH_PACKAGES,
     ],
     package_dir={
         "sdkernels": "sdkernels",
         "sdkernels.kernels": "kernels/vocab",
+        "sdkernels.bench": "bench",
         "sdkernels.configs": "configs",
     },
     package_data={
@@ -65,7 +71,13 @@ setup(
         "": ["py.typed", "*.html", "*.css", "*.js", "*.yaml", "*.json", "templates/*"],
     },
     install_requires=["torch>=2.11"],
-    extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV, "docs": DOCS},
+    extras_require={
+        "train": TRAIN,
+        "bench": BENCH,
+        "bench-gpu": BENCH_GPU,
+        "dev": DEV,
+        "docs": DOCS,
+    },
     entry_points={"console_scripts": ["sdkernels = sdkernels.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -1,12 +1,52 @@
-"""`python -m bench`: every benchmark of this folder, results under `bench/results/`."""
+"""`python -m bench`: the suite of this machine, results under `bench/results/`.
 
+python -m bench                       # CPU: under ten minutes on two idle cores
+python -m bench --limit-seconds 120   # the most wanted runs only; the file lists what was left out
+"""
+
+from __future__ import annotations
+
+import argparse
 import datetime
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from bench.divergence import main
+import torch
+
+from . import results, suite, tables
+from .machine import hardware
+
+RECORDED = Path(__file__).parent / "results"
+
+
+def default_path(device: torch.device) -> Path:
+    """`<hardware>-<date>.json` among the results of the checkout; of an installed package, here."""
+    folder = RECORDED if RECORDED.is_dir() else Path.cwd()
+    return folder / f"{hardware(device)}-{datetime.date.today().isoformat()}.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run, print the tables, write the file."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description="Run the suite.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
+    parser.add_argument("--limit-seconds", type=float, help="stop beginning runs after this time")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file (default: bench/results/<hardware>-<date>)"
+    )
+    options = parser.parse_args(arguments)
+    name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    entries = suite.gpu_entries() if name == "cuda" else suite.cpu_entries()
+    limit = options.limit_seconds
+    command = f"python -m bench --device {name}" + (
+        "" if limit is None else f" --limit-seconds {limit:g}"
+    )
+    result = suite.run_suite(entries, device, command, limit_seconds=limit)
+    out = options.out or default_path(device)
+    results.write(out, result)
+    print(tables.text(result))
+    print(f"\nwritten to {out}")
+
 
 if __name__ == "__main__":
-    today = datetime.date.today().isoformat()
-    default_out = ["--out", str(Path(__file__).parent / "results" / f"cpu-{today}.json")]
-    main(sys.argv[1:] if "--out" in sys.argv else default_out + sys.argv[1:])
+    main()

@@ -71,7 +71,7 @@ def _add_mm(a: Tensor, b: Tensor, out: Tensor, *, first: bool) -> None:
     if first:
         _mm(a, b, out)
     elif a.dtype == out.dtype:
-        out.addmm_(a, b)
+        torch.addmm(out, a, b, out=out)
     elif a.device.type == "cuda":
         torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
     else:

@@ -2,10 +2,11 @@
 
     python -m bench.gpu [--out FILE] [--skip-tests] [--tokens 8192 --hidden 4096 --vocab 151936]
 
-Writes one JSON file (default: `$OUT/gpu.json`, else `bench/results/gpu-<date>.json`) and prints a
-short table last. Times are medians of CUDA events around one call, after warm-up; the floor is the
-bare matrix products of the same work, timed in turn with the calls. Exit status: 0, 1 if a test or
-the memory check fails, 2 if there is no GPU.
+Writes one JSON file (default: `$OUT/gpu.json`, else `bench/results/gpu-<date>.json`), beside it the
+suite's results file `<hardware>-<date>.json`, and prints tables. Times of the former are medians of
+CUDA events around one call, after warm-up; the floor is the bare matrix products of the same work,
+timed in turn with the calls. Exit status: 0, 1 if a test or the memory check fails, 2 if there is
+no GPU.
 """
 
 from __future__ import annotations
@@ -31,6 +32,10 @@ from sdkernels.kernels.launch import Logits
 from sdkernels.kernels.linear_statistics import linear_partial_statistics
 from sdkernels.kernels.merge import merge
 from sdkernels.kernels.statistics import partial_statistics
+
+from . import results, tables
+from .__main__ import default_path
+from .suite import gpu_entries, run_suite
 
 ROOT = Path(__file__).parents[1]
 TEST_SECONDS = 420
@@ -273,6 +278,16 @@ def _print(result: dict[str, Any]) -> None:
     )
 
 
+def _suite(limit_seconds: float, folder: Path) -> None:
+    """The peers, most wanted runs first; what there was no time for is listed in the file."""
+    device = torch.device("cuda")
+    command = f"python -m bench.gpu --suite-seconds {limit_seconds:g}"
+    found = run_suite(gpu_entries(), device, command, limit_seconds=limit_seconds)
+    path = folder / default_path(device).name
+    results.write(path, found)
+    print(f"\n{tables.text(found)}\n\nwritten to {path}")
+
+
 def _default_out() -> Path:
     if "OUT" in os.environ:
         return Path(os.environ["OUT"]) / "gpu.json"
@@ -287,6 +302,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--vocab", type=int, default=151936)
+    parser.add_argument(
+        "--suite-seconds",
+        type=float,
+        default=120.0,
+        help="no run of the benchmark suite is begun after this time; 0: none",
+    )
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(
@@ -306,6 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(result, indent=1) + "\n")
     _print(result)
+    if options.suite_seconds > 0:
+        _suite(options.suite_seconds, options.out.parent)
     return 1 if failed else 0
 
 

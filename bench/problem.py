@@ -5,7 +5,7 @@ Shape letters: T tokens, D hidden, V vocabulary, C tokens of a chunk, B sequence
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -218,7 +218,9 @@ def float64_answer(problem: Problem) -> Answer:
 
 
 @torch.no_grad()
-def _tokens(hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, normal) -> Tokens:  # type: ignore[no-untyped-def]
+def _tokens(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, normal: Callable[..., Tensor]
+) -> Tokens:
     """Inputs of the losses, as a batch of rollouts would bring them."""
     count = targets_T.shape[0]
     logps, entropies = [], []

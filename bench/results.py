@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 2
-_TOP = {"schema": int, "command": str, "machine": dict, "runs": list}
+_TOP = {"schema": int, "command": str, "machine": dict, "runs": list, "left_out": list}
 _RUN = {
     "case": str,
     "title": str,
@@ -35,9 +35,20 @@ _TIMED = {"seconds": dict, "ratio_to_floor": float, "flops_per_second": float, "
 _SECONDS = ("median", "quartile_low", "quartile_high", "min", "max", "repeats")
 
 
-def assemble(command: str, machine: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """The content of a results file."""
-    return {"schema": SCHEMA, "command": command, "machine": machine, "runs": runs}
+def assemble(
+    command: str,
+    machine: dict[str, Any],
+    runs: list[dict[str, Any]],
+    left_out: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The content of a results file; `left_out` are runs for which there was no time."""
+    return {
+        "schema": SCHEMA,
+        "command": command,
+        "machine": machine,
+        "runs": runs,
+        "left_out": left_out or [],
+    }
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

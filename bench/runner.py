@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -51,7 +52,7 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
     problem = Problem.make(setting)
     checked = problem.first(CHECK_TOKENS[setting.device.type])
     answer = float64_answer(checked)
-    rows = [_checked(peer, checked, answer, setting) for peer in peers]
+    rows = [checked_row(peer, checked, answer, setting) for peer in peers]
     del answer
     by_name = {peer.name: peer for peer in peers}
     running = []
@@ -59,7 +60,7 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
         if row["status"] != "ok":
             continue
         peer = by_name[row["peer"]]
-        extra = _guarded(row, lambda peer=peer: _peak(peer, problem))
+        extra = _guarded(row, partial(_peak, peer, problem))
         if row["status"] == "ok":
             row["peak_extra_bytes"] = extra
             running.append((row, peer))
@@ -106,7 +107,7 @@ def call(peer: Peer, problem: Problem) -> Tensor | tuple[Tensor, Tensor]:
     return loss.detach()
 
 
-def _checked(peer: Peer, problem: Problem, answer: Answer, setting: Setting) -> dict[str, Any]:
+def checked_row(peer: Peer, problem: Problem, answer: Answer, setting: Setting) -> dict[str, Any]:
     """The peer's row after the comparison: status, reason or errors."""
     row: dict[str, Any] = {"peer": peer.name, "title": peer.title, "status": "ok", "reason": None}
     why = peer.why_not(setting, available_bytes(setting.device))
@@ -186,18 +187,22 @@ def _time_all(
     for repeat in range(effort.repeats):
         round_started = time.perf_counter()
         inputs = problems[repeat % len(problems)]
-        times["floor"].append(seconds(lambda p=inputs: floor(p), setting.device))  # type: ignore[misc]
         times["copy"].append(seconds(copy, setting.device))
-        for row, peer in list(running):
+        # None is the floor. Each round begins elsewhere, so that nobody always comes first.
+        turns: list[tuple[dict[str, Any], Peer] | None] = [None, *running]
+        first = repeat % len(turns)
+        for turn in turns[first:] + turns[:first]:
             inputs.clear()
-            took = _guarded(
-                row, lambda p=inputs, peer=peer: seconds(lambda: call(peer, p), setting.device)
-            )
-            inputs.clear()
+            if turn is None:
+                times["floor"].append(seconds(partial(floor, inputs), setting.device))
+                continue
+            row, peer = turn
+            took = _guarded(row, partial(seconds, partial(call, peer, inputs), setting.device))
             if took is None:
-                running.remove((row, peer))
+                running.remove(turn)
             else:
                 times.setdefault(peer.name, []).append(took)
+        inputs.clear()
         now = time.perf_counter()
         over = now - started + (now - round_started) > effort.seconds
         if over and repeat + 1 >= LEAST_REPEATS:

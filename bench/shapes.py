@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from .names import pick
@@ -39,5 +40,12 @@ SHAPES = {
 
 
 def get(name: str) -> Shape:
-    """The shape called `name`; a wrong name is a ValueError that suggests the nearest."""
+    """The shape called `name`, or D x V as in "4096x151936".
+
+    Raises:
+        ValueError: neither; the message suggests the nearest names.
+    """
+    sizes = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", name.strip().lower())
+    if sizes:
+        return Shape(sizes[0], int(sizes[1]), int(sizes[2]), "given as D x V")
     return SHAPES[pick("shape", name, SHAPES)]

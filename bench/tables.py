@@ -68,6 +68,10 @@ def text(result: dict[str, Any]) -> str:
     parts = []
     for run in result["runs"]:
         parts += [heading(run), "", table(run), "", footnote(result, run), ""]
+    for entry in result["left_out"]:
+        parts.append(
+            f"left out: {entry['case']}, {entry['shape']}, T = {entry['tokens']}: {entry['reason']}"
+        )
     return "\n".join(parts).rstrip()
 
 

@@ -13,7 +13,16 @@ import pytest
 import sdkernels
 
 ROOT = Path(__file__).parents[1]
-SHIPPED = ["sdkernels", "kernels", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE"]
+SHIPPED = [
+    "sdkernels",
+    "kernels",
+    "configs",
+    "bench",
+    "setup.py",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+]
 # Importing these costs torch and nothing else ...
 LIGHT = ["cli", "contexts", "gates", "recipes", "report", "testing"]
 # ... because what is heavy or optional is imported where it is used.
@@ -85,6 +94,10 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         for path in folder.rglob("*")
         if path.is_file() and not any(part.startswith((".", "__pyc")) for part in path.parts)
     }
+    # Of bench/ the code, not the recorded results.
+    expected |= {
+        f"sdkernels/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "bench").rglob("*.py")
+    }
     assert {name for name in names if name.startswith("sdkernels/")} == expected
 
 
@@ -110,12 +123,18 @@ def test_installed_wheel_imports_the_mapped_package(wheel: Path, tmp_path: Path)
     package, kernels = map(Path, python(code, cwd=tmp_path, path=site).splitlines())
     assert package == site / "sdkernels" / "__init__.py"
     assert kernels == site / "sdkernels" / "kernels" / "__init__.py"
+    code = "from sdkernels.bench import peers; print(peers.__file__, len(peers.load()))"
+    found, count = python(code, cwd=tmp_path, path=site).split()
+    assert Path(found) == site / "sdkernels" / "bench" / "peers" / "__init__.py"
+    assert int(count) > 20
 
 
 def test_editable_install_imports_the_mapped_package_from_anywhere(tmp_path: Path) -> None:
     for cwd in (ROOT, tmp_path):
         found = python("import sdkernels.kernels as k; print(k.__file__)", cwd=cwd)
         assert Path(found) == ROOT / "kernels" / "vocab" / "__init__.py"
+        found = python("import sdkernels.bench as b; print(b.__file__)", cwd=cwd)
+        assert Path(found) == ROOT / "bench" / "__init__.py"
 
 
 def test_import_kernels_from_the_repo_root_is_not_ours() -> None:

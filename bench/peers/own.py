@@ -74,13 +74,16 @@ def _recipe_loss(name: str, *, targets: bool, **config: Any) -> Call:
 
 
 def _logprob(problem: Problem) -> Tensor:
-    return sd.linear_logprob(problem.hidden_TD, problem.weight_VD, problem.tokens.targets)
+    logp_T = sd.linear_logprob(problem.hidden_TD, problem.weight_VD, problem.tokens.targets)
+    assert isinstance(logp_T, Tensor)
+    return logp_T
 
 
 def _logprob_and_entropy(problem: Problem) -> tuple[Tensor, Tensor]:
-    return sd.linear_logprob(
+    logp_T, entropy_T = sd.linear_logprob(
         problem.hidden_TD, problem.weight_VD, problem.tokens.targets, with_entropy=True
     )
+    return logp_T, entropy_T
 
 
 def _weighted(problem: Problem) -> Tensor:
@@ -91,9 +94,9 @@ def _weighted(problem: Problem) -> Tensor:
 
 def _divergence(name: str) -> Call:
     def call(problem: Problem) -> Tensor:
-        return sd.linear_divergence(
-            problem.hidden_TD, problem.weight_VD, _teacher(problem), name
-        ).sum()
+        teacher = _teacher(problem)
+        assert teacher is not None
+        return sd.linear_divergence(problem.hidden_TD, problem.weight_VD, teacher, name).sum()
 
     return call
 

@@ -22,6 +22,7 @@ COMMANDS = {
     "reproduce": "run a published experiment, at full scale or as a smoke test",
     "contexts": "list what a teacher can be shown; render one on a sample",
     "recipes": "list the losses with their settings and sources",
+    "bench": "time and memory of a loss against other libraries and the bare matrix products",
     "env": "versions, devices, and which backend runs and why",
 }
 

@@ -1,0 +1,89 @@
+"""Plots and tables of a results file into the repository: no figure without the file that holds it.
+
+    python -m bench.publish bench/results/cpu-2026-11-22.json
+
+writes the plots to `bench/plots/`, and the tables between the markers of README.md (headline) and
+bench/README.md (all runs). `tests/bench/test_publish.py` checks that both still say what the file
+says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import plots, results, tables
+
+ROOT = Path(__file__).resolve().parents[1]
+PLOTS = ROOT / "bench" / "plots"
+BEGIN, END = "<!-- bench: {file} -->", "<!-- bench: end -->"
+_BLOCK = re.compile(r"<!-- bench: (?P<file>\S+) -->\n(?P<body>.*?)<!-- bench: end -->", re.S)
+
+
+def headline(result: dict[str, Any], file: str) -> str:
+    """README's block: the first run of the file."""
+    run = plots.headline(result)
+    return (
+        f"{tables.heading(run)}\n\n{tables.table(run)}\n\n"
+        f"{tables.footnote(result, run)}. File: [{file}]({file}).\n"
+    )
+
+
+def everything(result: dict[str, Any], file: str) -> str:
+    """bench/README.md's block: all runs."""
+    name = Path(file).name
+    parts = [f"From [results/{name}](results/{name})."]
+    for run in result["runs"]:
+        parts.append(f"### {tables.heading(run)}\n\n{tables.table(run)}")
+    parts += [
+        f"Left out: {entry['case']}, {entry['shape']}, T = {entry['tokens']}: {entry['reason']}"
+        for entry in result["left_out"]
+    ]
+    parts.append(tables.footnote(result, result["runs"][-1]))
+    return "\n\n".join(parts) + "\n"
+
+
+PAGES = {"README.md": headline, "bench/README.md": everything}
+
+
+def published(page: str) -> tuple[str, str]:
+    """Results file that a page names, "none" where nothing is measured; and its block's text."""
+    found = _block(page, (ROOT / page).read_text(encoding="utf-8"))
+    return found["file"], found["body"]
+
+
+def _block(page: str, text: str) -> re.Match[str]:
+    found = _BLOCK.search(text)
+    if found is None:
+        raise ValueError(f"{page} has no block {BEGIN.format(file='FILE.json')} ... {END}")
+    return found
+
+
+def publish(path: Path) -> list[Path]:
+    """Write plots and pages; returns what was written."""
+    result = results.read(path)
+    file = path.resolve().relative_to(ROOT).as_posix()
+    written = plots.draw(result, PLOTS)
+    for page, render in PAGES.items():
+        text = (ROOT / page).read_text(encoding="utf-8")
+        found = _block(page, text)
+        before, after = text[: found.start()], text[found.end() :]
+        block = f"{BEGIN.format(file=file)}\n{render(result, file)}{END}"
+        (ROOT / page).write_text(before + block + after, encoding="utf-8")
+        written.append(ROOT / page)
+    return written
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench.publish")
+    parser.add_argument("file", type=Path, help="results file below the repository")
+    for path in publish(parser.parse_args(arguments).file):
+        print(f"written: {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

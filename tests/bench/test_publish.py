@@ -1,0 +1,71 @@
+"""The pages say what the results file says, and name it."""
+
+from pathlib import Path
+
+import pytest
+
+from sdkernels.bench import publish, results, runner
+from sdkernels.bench.machine import machine
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("page", publish.PAGES)
+def test_published_tables_are_those_of_their_file(page):
+    file, body = publish.published(page)
+    if file == "none":
+        assert "| floor" not in body
+        return
+    assert body == publish.PAGES[page](results.read(ROOT / file), file)
+
+
+def test_both_pages_name_the_same_file():
+    assert len({publish.published(page)[0] for page in publish.PAGES}) == 1
+
+
+def test_recorded_results_can_be_read():
+    for path in (ROOT / "bench" / "results").glob("*.json"):
+        if not path.name.startswith("gpu-"):  # the kernels' own figures, by bench/gpu.py
+            assert results.read(path)["runs"]
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch, setting, eager, quick):
+    """A copy of the pages, and a results file."""
+    (tmp_path / "bench").mkdir()
+    for page in publish.PAGES:
+        (tmp_path / page).write_text((ROOT / page).read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "PLOTS", tmp_path / "bench" / "plots")
+    run = runner.run(setting(), [eager], quick)
+    file = tmp_path / "bench" / "results" / "cpu-2026-01-01.json"
+    results.write(file, results.assemble("c", machine(setting().device), [run]))
+    return tmp_path, file
+
+
+def test_publishing_replaces_the_block_and_nothing_else(repository):
+    pytest.importorskip("matplotlib")
+    root, file = repository
+    before = {page: (root / page).read_text(encoding="utf-8") for page in publish.PAGES}
+    publish.publish(file)
+    for page, render in publish.PAGES.items():
+        found, body = publish.published(page)
+        assert found == "bench/results/cpu-2026-01-01.json"
+        assert body == render(results.read(file), found)
+        after = (root / page).read_text(encoding="utf-8")
+        for text in (before[page], after):
+            assert text.count(publish.END) == 1
+        assert before[page].split("<!-- bench:")[0] == after.split("<!-- bench:")[0]
+        assert before[page].split(publish.END)[1] == after.split(publish.END)[1]
+    assert (root / "bench" / "plots" / "cpu-ratio.png").exists()
+    once = (root / "README.md").read_text(encoding="utf-8")
+    publish.publish(file)
+    assert (root / "README.md").read_text(encoding="utf-8") == once
+
+
+def test_a_page_without_its_block_is_an_error(repository):
+    pytest.importorskip("matplotlib")
+    root, file = repository
+    (root / "README.md").write_text("no block", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"README\.md has no block"):
+        publish.publish(file)

@@ -1,0 +1,185 @@
+"""The harness: who is compared with what, what is timed, what is only reported."""
+
+import pytest
+import torch
+
+from sdkernels.bench import results, runner
+from sdkernels.bench.peer import Peer, importable
+from sdkernels.bench.problem import Answer, Problem, float64_answer
+
+
+def rows(setting, peers, quick):
+    found = runner.run(setting, peers, quick)
+    return found, {row["peer"]: row for row in found["rows"]}
+
+
+def peer(name, call, case="kl-teacher-student", **more):
+    return Peer(name, name, {case: call}, **more)
+
+
+@pytest.mark.parametrize(
+    ("value", "gradient"), [(1.002, 1.0), (1.0, 1.02), (1.0, 0.0), (float("nan"), 1.0), (0.0, 1.0)]
+)
+def test_a_wrong_peer_is_reported_as_wrong_with_its_error_and_not_timed(
+    setting, eager, scaled, quick, value, gradient
+):
+    _, found = rows(setting(), [eager, scaled("off", value=value, gradient=gradient)], quick)
+    assert found["eager"]["status"] == "ok"
+    assert found["off"]["status"] == "wrong"
+    assert "seconds" not in found["off"]
+    assert "ratio_to_floor" not in found["off"]
+    errors = found["off"]["value_error"], found["off"]["gradient_error"]
+    expected = abs(value - 1.0), abs(gradient - 1.0)
+    assert errors == pytest.approx(expected, rel=1e-2, abs=1e-5, nan_ok=True)
+
+
+def test_rounding_is_not_called_wrong(setting, scaled, quick):
+    _, found = rows(setting(), [scaled("near", value=1 + 1e-4, gradient=1 - 1e-3)], quick)
+    assert found["near"]["status"] == "ok"
+
+
+def test_nan_in_one_gradient_is_wrong_whatever_the_other(setting, eager, quick):
+    def call(problem):
+        loss = eager.calls["kl-teacher-student"](problem)
+        loss.backward()
+        problem.hidden_TD.grad[3, 2] = float("nan")
+        return loss.detach()
+
+    _, found = rows(setting(), [peer("nan", call)], quick)
+    assert found["nan"]["status"] == "wrong"
+
+
+def test_a_missing_gradient_is_not_run(setting, quick):
+    def call(problem):
+        return problem.hidden_TD.detach().sum()
+
+    _, found = rows(setting(), [peer("none", call)], quick)
+    assert found["none"]["status"] == "not run"
+    assert "no gradient for hidden" in found["none"]["reason"]
+
+
+def test_a_peer_without_its_package_is_listed_with_the_reason(setting, eager, quick):
+    absent = peer("absent", None, unavailable=importable("no_such_package.ops", "no-such"))
+    _, found = rows(setting(), [eager, absent], quick)
+    assert found["absent"]["status"] == "not run"
+    assert found["absent"]["reason"] == "no-such is not installed"
+
+
+def test_an_import_error_inside_the_call_is_a_reason(setting, eager, quick):
+    def call(problem):
+        raise ImportError("libfoo.so is missing")
+
+    _, found = rows(setting(), [peer("broken", call), eager], quick)
+    assert found["broken"]["status"] == "not run"
+    assert found["broken"]["reason"] == "cannot be imported: libfoo.so is missing"
+    assert found["eager"]["status"] == "ok"
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 4])
+def test_a_peer_that_fails_at_any_point_leaves_the_others_alone(setting, eager, quick, fails_at):
+    calls = []
+
+    def call(problem):
+        calls.append(None)
+        if len(calls) == fails_at:
+            raise RuntimeError("kernel launch failed")
+        return eager.calls["kl-teacher-student"](problem)
+
+    run, found = rows(setting(), [peer("flaky", call), eager], quick)
+    assert found["flaky"]["status"] == "not run"
+    assert found["flaky"]["reason"] == "RuntimeError: kernel launch failed"
+    assert "seconds" not in found["flaky"]
+    assert found["eager"]["seconds"]["repeats"] == 3
+    results.check(results.assemble("test", {}, [run]))
+
+
+def test_a_case_that_the_peer_lacks_is_a_reason(setting, quick):
+    _, found = rows(setting("nll"), [peer("kl-only", None)], quick)
+    assert (
+        "it has no negative log-likelihood; it has kl-teacher-student"
+        in (found["kl-only"]["reason"])
+    )
+
+
+def test_whole_logits_that_do_not_fit_are_not_tried(setting, eager, monkeypatch, quick):
+    monkeypatch.setattr(runner, "available_bytes", lambda device: 100_000)
+    _, found = rows(setting(tokens=64), [eager], quick)
+    assert "whole logits take about" in found["eager"]["reason"]
+
+
+def test_ratios_are_those_of_the_same_run(setting, eager, quick):
+    run, found = rows(setting(), [eager], quick)
+    ratio = found["eager"]["seconds"]["median"] / run["floor"]["seconds"]["median"]
+    assert found["eager"]["ratio_to_floor"] == ratio
+    assert run["floor"]["flops_per_second"] == pytest.approx(
+        2 * 4 * 16 * 40 * 300 / run["floor"]["seconds"]["median"]
+    )
+
+
+def test_timing_goes_in_turns_and_starts_elsewhere_each_round(setting, monkeypatch):
+    order = []
+
+    def fake(name):
+        def call(problem):
+            order.append(name)
+            return loss(problem)
+
+        return call
+
+    def loss(problem):
+        return (problem.hidden_TD.sum() + problem.weight_VD.sum()) * 0.0
+
+    monkeypatch.setattr(runner, "_errors", lambda *_: (0.0, 0.0))
+    peers = [peer("a", fake("a")), peer("b", fake("b"))]
+    runner.run(setting(), peers, runner.Effort(repeats=4, seconds=100))
+    # Comparison, memory; then floor, a, b / a, b, floor / b, floor, a / floor, a, b.
+    assert order == ["a", "b"] + ["a", "b"] + ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]
+
+
+def test_repeats_end_with_the_time(setting, eager):
+    short = runner.run(setting(), [eager], runner.Effort(repeats=50, seconds=0.0))
+    assert short["floor"]["seconds"]["repeats"] == runner.LEAST_REPEATS
+    full = runner.run(setting(), [eager], runner.Effort(repeats=7, seconds=100.0))
+    assert full["floor"]["seconds"]["repeats"] == 7
+
+
+def test_long_inputs_are_compared_on_their_first_tokens(setting, eager, monkeypatch, quick):
+    monkeypatch.setattr(runner, "CHECK_TOKENS", {"cpu": 8})
+    seen = []
+
+    def call(problem):
+        seen.append(problem.setting.tokens)
+        return eager.calls["kl-teacher-student"](problem)
+
+    run, _ = rows(setting(), [peer("seen", call)], quick)
+    assert run["checked_tokens"] == 8
+    assert seen == [8, 16, 16, 16, 16]
+
+
+def test_forward_only_compares_both_outputs(setting, eager, quick):
+    right = eager.calls["logprob-entropy-forward"]
+
+    def swapped(problem):
+        logp_T, entropy_T = right(problem)
+        return entropy_T, logp_T
+
+    case = "logprob-entropy-forward"
+    _, found = rows(setting(case), [eager, peer("swapped", swapped, case)], quick)
+    assert found["eager"]["status"] == "ok"
+    assert found["eager"]["gradient_error"] is None
+    assert found["swapped"]["status"] == "wrong"
+
+
+def test_a_result_of_another_shape_is_an_error_not_a_broadcast(setting):
+    problem = Problem.make(setting())
+    answer = Answer(torch.ones(()), [])
+    with pytest.raises(RuntimeError, match=r"shape \[16\]"):
+        runner._errors(torch.ones(16), problem, answer)
+
+
+def test_frozen_heads_are_compared_by_the_gradient_of_the_hidden_states(setting, eager, quick):
+    problem = Problem.make(setting(frozen=True))
+    assert len(float64_answer(problem).gradients) == 1
+    run, found = rows(setting(frozen=True), [eager], quick)
+    assert run["floor"]["products"] == 3
+    assert found["eager"]["gradient_error"] < 1e-5

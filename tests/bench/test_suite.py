@@ -1,0 +1,49 @@
+"""Which runs a suite makes, and what happens when there is no time."""
+
+import pytest
+import torch
+
+from sdkernels.bench import peers, results, suite
+from sdkernels.bench.cases import CASES
+from sdkernels.bench.shapes import SHAPES
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("entries", [suite.cpu_entries(), suite.gpu_entries()], ids=["cpu", "gpu"])
+def test_the_union_covers_what_was_asked_for(entries):
+    assert {entry.case for entry in entries} == set(CASES)
+    assert any(entry.frozen for entry in entries)
+    assert any(entry.own_teacher for entry in entries)
+    assert len(entries) == len(set(entries))
+    for entry in entries:
+        entry.setting(CPU)
+        assert peers.select(None if entry.peers is None else list(entry.peers), entry.case)
+
+
+def test_gpus_see_every_model_and_lengths_from_1k_to_128k():
+    entries = suite.gpu_entries()
+    assert {entry.shape for entry in entries} == set(SHAPES) - {"tiny", "small"}
+    lengths = {entry.tokens for entry in entries if entry.shape == "qwen3-8b"}
+    assert {1024, 131072} <= lengths
+    assert entries[0].setting(torch.device("cuda")).dtype == torch.bfloat16
+
+
+def test_the_cpu_suite_leaves_time_for_checks_within_ten_minutes():
+    assert sum(entry.seconds for entry in suite.cpu_entries()) <= 300
+    assert suite.cpu_entries()[0].setting(CPU).dtype == torch.float32
+
+
+def test_what_does_not_fit_is_listed(monkeypatch):
+    entries = [
+        suite.Entry("nll", "tiny", 16, seconds=0.01, peers=("eager",)),
+        suite.Entry("jsd", "tiny", 16, seconds=1000.0, peers=("eager",)),
+        suite.Entry("grpo", "tiny", 16, seconds=0.01, peers=("eager",)),
+    ]
+    said = []
+    found = suite.run_suite(entries, CPU, "c", limit_seconds=100, say=said.append)
+    results.check(found)
+    assert [run["case"] for run in found["runs"]] == ["nll", "grpo"]
+    assert [entry["case"] for entry in found["left_out"]] == ["jsd"]
+    assert "100 s were given" in found["left_out"][0]["reason"]
+    assert len(said) == 2
