@@ -16,12 +16,12 @@ import torch
 from . import results, suite, tables
 from .machine import hardware
 
-RECORDED = Path(__file__).parent / "results"
+HERE = Path(__file__).parent
 
 
 def default_path(device: torch.device) -> Path:
     """`<hardware>-<date>.json` among the results of the checkout; of an installed package, here."""
-    folder = RECORDED if RECORDED.is_dir() else Path.cwd()
+    folder = HERE / "results" if (HERE / "README.md").exists() else Path.cwd()
     return folder / f"{hardware(device)}-{datetime.date.today().isoformat()}.json"
 
 

@@ -12,7 +12,7 @@ import statistics
 import tempfile
 from typing import Any
 
-from bench.trainer_step import Clock, common, parts, problems
+from .trainer_step import Clock, common, parts, problems
 
 
 class GivenRollout:
@@ -90,7 +90,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
         ]
     before = seconds_of(options, model, tokenizer, **plain)
     print(f"{'':<42}{'seconds':>9}{'of SDPO':>9}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, method in methods:
         generates = "context" in method and contexts.get(method["context"]).generates
         try:

@@ -320,7 +320,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(CONTESTANTS[options.one](options)))
         return
     if options.recipes or options.contexts:
-        from bench.method_cost import measure
+        from .method_cost import measure
 
         kind, rows = "methods", measure(options)
     else:
@@ -329,6 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = "cpu" if "cpu" in report["versions"]["torch"] else "gpu"
     default = Path(__file__).parent / "results" / f"{kind}-{device}-{report['date']}.json"
     out = Path(options.out or default)
+    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {out}")
 
