@@ -18,6 +18,7 @@ from sdkernels.train.settings import as_mapping, check_choice, check_kind
 
 TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
 ROLLOUT_BACKENDS = ("transformers", "server", "dataset")
+SYNC_KINDS = ("none", "folder", "nccl")
 ADVANTAGE_SCALES = ("group", "none")
 AGGREGATIONS = ("token_mean", "sequence_mean")
 GATES = ("direction_adaptive", "entropy_sign", "schmitt")
@@ -198,8 +199,19 @@ class SelfDistillConfig(TrainingArguments):
     rollout_server_timeout: float = _setting(
         120.0, "Seconds until one request to the server counts as failed."
     )
+    rollout_server_logprobs: bool = _setting(
+        False,
+        "Take the importance ratio's old log-probs from the server. They must be those of the "
+        "sampling distribution (vLLM: --logprobs-mode processed_logprobs).",
+    )
+    rollout_server_sync: str = _setting(
+        "none", f"How the server gets new weights: {', '.join(SYNC_KINDS)}."
+    )
+    rollout_server_folder: str | None = _setting(
+        None, "Model folder that the server was started with, for rollout_server_sync=folder."
+    )
     rollout_server_retries: int = _setting(
-        4, "Retries of a failed request, with growing pauses, before the run stops."
+        6, "Retries of a failed request, with growing pauses, before the run stops."
     )
     rollout_server_concurrency: int = _setting(16, "Requests in flight at once.")
 
@@ -326,6 +338,7 @@ class SelfDistillConfig(TrainingArguments):
         for name, accepted in (
             ("teacher_model_kind", TEACHER_KINDS),
             ("rollout_backend", ROLLOUT_BACKENDS),
+            ("rollout_server_sync", SYNC_KINDS),
             ("scale_rewards", ADVANTAGE_SCALES),
             ("aggregation", AGGREGATIONS),
             ("dtype", DTYPES),
@@ -411,6 +424,19 @@ class SelfDistillConfig(TrainingArguments):
                 f"num_generations={self.num_generations}: with rollout_backend='dataset' an "
                 "example has one response, its `solution`; set num_generations=1"
             )
+        if (self.rollout_server_sync == "folder") != (self.rollout_server_folder is not None):
+            raise ValueError(
+                f"rollout_server_folder={self.rollout_server_folder!r} with rollout_server_sync="
+                f"{self.rollout_server_sync!r}: 'folder' needs the server's model folder, and only "
+                "it does"
+            )
+        if self.rollout_backend != "server":
+            for name in ("rollout_server_logprobs", "rollout_server_sync", "rollout_server_url"):
+                if name in self._given:
+                    raise ValueError(
+                        f"{name}={self._given[name]!r} has no effect with rollout_backend="
+                        f"{self.rollout_backend!r}; set rollout_backend='server'"
+                    )
         if self.remove_unused_columns:
             raise ValueError(
                 "remove_unused_columns=True: examples are not model inputs, so it must stay off"

@@ -52,10 +52,13 @@ class JsonLines:
         """Drop the lines of later steps, in one rename."""
         if not self.file.is_file():
             return
-        kept = [record for record in self.read() if record["step"] <= step]
+        self.rewrite([record for record in self.read() if record["step"] <= step])
+
+    def rewrite(self, records: list[dict[str, Any]]) -> None:
+        """Replace all lines, in one rename."""
         draft = self.file.with_name(f".{self.file.name}")
         draft.write_text(
-            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept), encoding="utf-8"
+            "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records), encoding="utf-8"
         )
         os.replace(draft, self.file)
 

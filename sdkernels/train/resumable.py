@@ -56,6 +56,9 @@ class ResumableTrainer(Trainer):
     def load_rollouts(self, folder: Path | None) -> None:
         """Take over what `save_rollouts` wrote; None: start without."""
 
+    def checkpoint_saved(self) -> None:
+        """Called on every rank once a checkpoint is complete."""
+
     def abandon_if_asked(self) -> None:
         """Drop the step in progress after Ctrl-C; several ranks stop together, at its end."""
         if self.accelerator.num_processes == 1:
@@ -125,6 +128,7 @@ class ResumableTrainer(Trainer):
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 checkpoint.mark_complete(folder, self.state.global_step)
+        self.checkpoint_saved()
         if self.args.should_save:
             checkpoint.rotate(run_folder, limit, keep=self.state.best_model_checkpoint)
 

@@ -16,7 +16,7 @@ import torch
 
 from sdkernels.contexts import Example
 from sdkernels.train.batch import MicroBatch, Row, collate
-from sdkernels.train.checkpoint import step_of
+from sdkernels.train.checkpoint import last_checkpoint, step_of
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.policy_passes import PolicyPasses
 from sdkernels.train.prepare import StepBuilder
@@ -28,7 +28,9 @@ from sdkernels.train.rollout_batch import (
     load_rollouts,
     save_rollouts,
 )
+from sdkernels.train.server import ServerRollout
 from sdkernels.train.step_metrics import StepMetrics, Timers
+from sdkernels.train.weight_sync import WeightSync
 
 
 class RolloutTrainer(ResumableTrainer):
@@ -39,6 +41,7 @@ class RolloutTrainer(ResumableTrainer):
         passes: passes of the student without gradient.
         with_teacher: whether the loss compares with a teacher.
         rollouts: the batch of rollouts that is being trained on.
+        weight_sync: gives a rollout server the weights before each batch of rollouts.
     """
 
     args: SelfDistillConfig
@@ -47,6 +50,8 @@ class RolloutTrainer(ResumableTrainer):
     metrics: StepMetrics
     timers: Timers
     with_teacher: bool
+    unwrapped: Any
+    weight_sync: WeightSync | None
     rollouts: RolloutBatch | None = None
     _shown: list[Row]
     _unread = 0
@@ -99,6 +104,7 @@ class RolloutTrainer(ResumableTrainer):
         )
         if not prompts:
             return batch
+        self._push_weights()
         rows = self.builder.build(
             [example for part in prompts for example in part],
             step=self.state.global_step,
@@ -111,6 +117,18 @@ class RolloutTrainer(ResumableTrainer):
         if self.args.is_off_policy:
             self.passes.record(batch, self.builder, self.timers)
         return batch
+
+    def _push_weights(self) -> None:
+        if self.weight_sync is None:
+            return
+        with self.timers.section("rollout"):
+            self.weight_sync.push(self.unwrapped, main=self.is_world_process_zero())
+            self.accelerator.wait_for_everyone()
+
+    def checkpoint_saved(self) -> None:
+        """Drop finished rollouts of earlier steps: no resumed run is going to ask for them."""
+        if isinstance(self.builder.backend, ServerRollout):
+            self.builder.backend.forget()
 
     def _collate(self, rows: list[Row]) -> MicroBatch:
         return collate(
@@ -144,6 +162,8 @@ class RolloutTrainer(ResumableTrainer):
     def load_rollouts(self, folder: Path | None) -> None:
         """Take over what `save_rollouts` wrote into a checkpoint."""
         self.rollouts, self._unread = None, 0
+        if folder is None or folder != last_checkpoint(Path(self.args.output_dir)):
+            self.checkpoint_saved()
         if folder is None:
             return
         self.rollouts = load_rollouts(

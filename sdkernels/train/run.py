@@ -21,6 +21,7 @@ from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.config_file import write_yaml
 from sdkernels.train.data import GYM_SOURCES, load_examples
 from sdkernels.train.evaluation import headline, read_result, save_result
+from sdkernels.train.journal import JOURNAL_OF_RANK, Journal
 from sdkernels.train.loading import add_lora, disable_dropout, load_model, no_progress_bars
 from sdkernels.train.method_checks import check_method
 from sdkernels.train.records import METRICS_FILE, TOKENS_FILE, JsonLines, write_json
@@ -29,6 +30,7 @@ from sdkernels.train.server import ServerRollout
 from sdkernels.train.step_metrics import peak_memory_bytes, reset_peak_memory
 from sdkernels.train.teacher import check_vocabulary
 from sdkernels.train.trainer import SelfDistillTrainer
+from sdkernels.train.weight_sync import FolderSync, NcclSync, WeightSync
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,7 @@ def train(
         teacher_model=parts.teacher_model,
         critic=parts.critic,
         rollout=parts.rollout,
+        weight_sync=make_weight_sync(config),
     )
     if config.process_index == 0:
         folder.mkdir(parents=True, exist_ok=True)
@@ -253,11 +256,13 @@ def make_critic(config: SelfDistillConfig) -> Any:
 def make_server_rollout(config: SelfDistillConfig, tokenizer: Any) -> ServerRollout:
     """Client of the rollout server that the settings name."""
     assert config.rollout_server_url is not None  # the configuration's own invariant
-    logger.warning(
-        "Rollouts come from %s, whose weights this run does not update: keep them current, or "
-        "rollouts are off-policy.",
-        config.rollout_server_url,
-    )
+    if config.rollout_server_sync == "none":
+        logger.warning(
+            "Rollouts come from %s, whose weights this run does not update: keep them current, or "
+            "rollouts are off-policy (rollout_server_sync).",
+            config.rollout_server_url,
+        )
+    journal = Path(config.output_dir) / JOURNAL_OF_RANK.format(rank=config.process_index)
     return ServerRollout(
         config.rollout_server_url,
         tokenizer,
@@ -265,7 +270,20 @@ def make_server_rollout(config: SelfDistillConfig, tokenizer: Any) -> ServerRoll
         timeout=config.rollout_server_timeout,
         retries=config.rollout_server_retries,
         concurrency=config.rollout_server_concurrency,
+        logprobs=config.rollout_server_logprobs,
+        journal=Journal(journal),
     )
+
+
+def make_weight_sync(config: SelfDistillConfig) -> WeightSync | None:
+    """What the settings name to keep a rollout server's weights current."""
+    if config.rollout_server_sync == "none":
+        return None
+    assert config.rollout_server_url is not None  # the configuration's own invariant
+    if config.rollout_server_sync == "nccl":
+        return NcclSync(config.rollout_server_url, config.device)
+    assert config.rollout_server_folder is not None  # likewise
+    return FolderSync(config.rollout_server_url, config.rollout_server_folder)
 
 
 def _evaluate_before(

@@ -3,7 +3,7 @@
 Prompts are sent as token ids. Response ids are taken from the server where it gives them (vLLM's
 `return_token_ids`);
 otherwise its text is tokenised again, which need not give back the sampled ids: such rows are
-counted. The server has to serve the current weights; this client does not update them.
+counted. The server has to serve the current weights: `weight_sync.py` gives them to it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 
 from sdkernels.train.errors import RolloutError
+from sdkernels.train.journal import Journal
 from sdkernels.train.rollout import Sample, Sampling, derived_seed
 
 logger = logging.getLogger(__name__)
@@ -45,11 +46,13 @@ class ServerRollout:
         concurrency: requests in flight.
         api_key: bearer token; never logged.
         should_stop: asked while waiting; raising from it abandons the rollout.
+        logprobs: ask for the sampled tokens' log-probs and put them into the samples.
+        journal: keeps answers on disk; what is in it is not asked for again.
 
     Attributes:
-        counts: `rows`, `retokenized` (the server gave no ids) and `mismatched` (re-tokenising gave
-            another number of
-            tokens than the server counted, or does not decode to the same text).
+        counts: `rows`, `reused` (out of the journal), `retokenized` (the server gave no ids) and
+            `mismatched` (re-tokenising gave another number of tokens than the server counted, or
+            does not decode to the same text).
 
     Raises:
         RolloutError: the server is down, refuses, or answers nonsense after all retries.
@@ -67,6 +70,8 @@ class ServerRollout:
         api_key: str | None = None,
         should_stop: Callable[[], None] | None = None,
         first_pause: float = 1.0,
+        logprobs: bool = False,
+        journal: Journal | None = None,
     ) -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"rollout_server_url={url!r}: expected http://host:port/v1")
@@ -77,6 +82,8 @@ class ServerRollout:
         self.concurrency = concurrency
         self.should_stop = should_stop
         self.counts: Counter[str] = Counter()
+        self.journal = journal
+        self._logprobs = logprobs
         self._api_key = api_key
         self._first_pause = first_pause
         self._model = model
@@ -111,6 +118,11 @@ class ServerRollout:
         self._report()
         return groups
 
+    def forget(self) -> None:
+        """Clear the journal."""
+        if self.journal is not None:
+            self.journal.clear()
+
     def _request(self, ids: list[int], n: int, sampling: Sampling, seed: int) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self._model,
@@ -130,6 +142,8 @@ class ServerRollout:
             request["min_p"] = sampling.min_p
         if sampling.repetition_penalty != 1.0:
             request["repetition_penalty"] = sampling.repetition_penalty
+        if self._logprobs:
+            request["logprobs"] = 1
         return request | sampling.extra
 
     def _first_model(self) -> str:
@@ -143,14 +157,35 @@ class ServerRollout:
             ) from error
 
     def _complete(self, request: dict[str, Any]) -> dict[str, Any]:
+        known = None if self.journal is None else self.journal.get(request)
+        if known is not None:
+            self.counts["reused"] += request["n"]
+            return known
+
         def attempt() -> dict[str, Any]:
-            answer = self._call("POST", "/completions", request)
+            try:
+                answer = self._call("POST", "/completions", request)
+            except RolloutError as error:
+                raise RolloutError(f"{error}{self._served()}") from error
             problem = _problem(answer, request["n"])
             if problem:
                 raise _TransientError(f"{problem}: {_excerpt(answer)}")
             return answer
 
-        return self._retrying(attempt)
+        answer = self._retrying(attempt)
+        if self.journal is not None:
+            self.journal.add(request, answer)
+        return answer
+
+    def _served(self) -> str:
+        """What the server lists, for the message of a refusal that a wrong name may explain."""
+        try:
+            names = [str(model["id"]) for model in self._call("GET", "/models", None)["data"]]
+        except (RolloutError, _TransientError, KeyError, TypeError):
+            return ""
+        if self._model in names:
+            return ""
+        return f"; it serves {', '.join(names)}, not {self._model!r}: set rollout_server_model"
 
     def _retrying(self, attempt: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         for tried in range(self.retries + 1):
@@ -217,7 +252,13 @@ class ServerRollout:
         if choice.get("token_ids"):
             ids = [int(token) for token in choice["token_ids"]]
             text = self.tokenizer.decode(ids, skip_special_tokens=True)
-            return Sample(token_ids=ids, text=text, truncated=truncated)
+            logprobs = self._logprobs_of(choice, len(ids)) if self._logprobs else None
+            return Sample(token_ids=ids, text=text, truncated=truncated, logprobs=logprobs)
+        if self._logprobs:
+            raise RolloutError(
+                f"rollout server {self.url} gives no token ids, so its log-probs belong to tokens "
+                "that are not known; set rollout_server_logprobs=false"
+            )
         text = choice["text"]
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if self.tokenizer.decode(ids) != text:
@@ -225,6 +266,15 @@ class ServerRollout:
         if not truncated:
             ids = [*ids, self.tokenizer.eos_token_id]
         return Sample(token_ids=ids, text=text, truncated=truncated)
+
+    def _logprobs_of(self, choice: dict[str, Any], length: int) -> list[float]:
+        given = (choice.get("logprobs") or {}).get("token_logprobs") or []
+        if len(given) != length or not all(isinstance(value, int | float) for value in given):
+            raise RolloutError(
+                f"rollout server {self.url} gives {len(given)} log-probs for {length} tokens; set "
+                "rollout_server_logprobs=false"
+            )
+        return [float(value) for value in given]
 
     def _report(self) -> None:
         if self.counts["retokenized"] and not self._warned:

@@ -164,8 +164,6 @@ class TeacherWeights:
         ours = self._own_parameters()
         for name, tensor in effective_parameters(self._student):
             mine = ours[name]
-            if hasattr(tensor, "full_tensor"):  # sharded by FSDP2; every rank gets here
-                tensor = tensor.full_tensor()
             exact = self._master.get(name, mine)
             exact.lerp_(tensor.to(exact.device, exact.dtype), rate)
             if exact is not mine:
@@ -202,7 +200,7 @@ def effective_parameters(model: Any) -> Iterator[tuple[str, Tensor]]:
         ValueError: an adapter that is not LoRA on a linear layer.
     """
     if not is_peft(model):
-        yield from ((name, parameter.data) for name, parameter in model.named_parameters())
+        yield from ((name, _whole(parameter.data)) for name, parameter in model.named_parameters())
         return
     inner = model.get_base_model()
     layers = {
@@ -211,9 +209,16 @@ def effective_parameters(model: Any) -> Iterator[tuple[str, Tensor]]:
     for name, parameter in inner.named_parameters():
         owner = next((prefix for prefix in layers if name.startswith(prefix + ".")), None)
         if owner is None:
-            yield name, parameter.data
+            yield name, _whole(parameter.data)
         elif ".base_layer." in name:
-            yield name.replace(".base_layer", ""), _merged(layers[owner], name, parameter.data)
+            merged = _merged(layers[owner], name, parameter.data)
+            yield name.replace(".base_layer", ""), _whole(merged)
+
+
+def _whole(tensor: Any) -> Tensor:
+    """A parameter that FSDP2 sharded, gathered: every rank has to get here."""
+    whole: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return whole
 
 
 def _merged(layer: Any, name: str, tensor: Tensor) -> Tensor:

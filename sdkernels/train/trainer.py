@@ -39,11 +39,13 @@ from sdkernels.train.records import (
 )
 from sdkernels.train.rollout import RolloutBackend, TransformersRollout
 from sdkernels.train.rollout_trainer import RolloutTrainer
+from sdkernels.train.server import ServerRollout
 from sdkernels.train.sharding import check_mode
 from sdkernels.train.step_loss import StepLoss, make_gate
 from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
 from sdkernels.train.teacher import TeacherWeights
 from sdkernels.train.token_metrics import TokenMetrics
+from sdkernels.train.weight_sync import WeightSync
 
 
 class SelfDistillTrainer(RolloutTrainer):
@@ -58,6 +60,7 @@ class SelfDistillTrainer(RolloutTrainer):
         teacher_model: model of an external teacher, or a frozen copy that several runs share.
         critic: for contexts that need one.
         rollout: samples responses; default: transformers' generation with the live model.
+        weight_sync: gives the server that `rollout` asks the current weights.
         callbacks, optimizers: as in transformers.
 
     `per_device_train_batch_size` counts prompts; each becomes `num_generations` rollouts.
@@ -79,6 +82,7 @@ class SelfDistillTrainer(RolloutTrainer):
         teacher_model: Any = None,
         critic: Any = None,
         rollout: RolloutBackend | None = None,
+        weight_sync: WeightSync | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
     ) -> None:
@@ -94,6 +98,8 @@ class SelfDistillTrainer(RolloutTrainer):
             max_context_tokens=context_limit(args, window),
             pool=train_dataset,
         )
+        if isinstance(rollout, ServerRollout) and rollout.should_stop is None:
+            rollout.should_stop = self.abandon_if_asked
         backend = rollout or self._make_backend(args, processing_class)
         self.builder = StepBuilder(
             args, processing_class, recipe, context, backend, services, window=window
@@ -101,6 +107,7 @@ class SelfDistillTrainer(RolloutTrainer):
         self.builder.check(train_dataset)
         self.step_loss = StepLoss(args, recipe, make_gate(args, recipe), self.teacher)
         self.passes = PolicyPasses(self.step_loss, self._without_gradient, self._collate)
+        self.weight_sync = weight_sync
         self.with_teacher = self.teacher is not None
         super().__init__(
             model=model,

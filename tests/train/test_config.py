@@ -19,6 +19,17 @@ from sdkernels.train.config import SelfDistillConfig
         ({"teacher_update_rate": 0.0}, "expected a rate in"),
         ({"teacher_update_rate": 1.5}, "expected a rate in"),
         ({"rollout_backend": "server"}, "needs rollout_server_url"),
+        (
+            {
+                "rollout_backend": "server",
+                "rollout_server_url": "http://h/v1",
+                "rollout_server_sync": "folder",
+            },
+            "'folder' needs the server's model folder",
+        ),
+        ({"rollout_server_sync": "nfs"}, "expected one of none, folder, nccl"),
+        ({"rollout_server_url": "http://h/v1"}, "has no effect with rollout_backend="),
+        ({"rollout_server_logprobs": True}, "has no effect with rollout_backend="),
         ({"rollout_backend": "vllm"}, "expected one of transformers, server"),
         ({"aggregation": "mean"}, "expected one of token_mean, sequence_mean"),
         ({"num_generations": 0}, "expected a whole number of at least 1"),
