@@ -1,0 +1,169 @@
+"""Shape A on a GPU: times against the bare matrix products, and peak memory, of every kind of call.
+
+Times are medians of CUDA events around one call, after warm-up; the floor is the bare products of
+the same work, timed in turn with the calls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import sdkernels as sd
+from sdkernels.engine.plan import plan_loss
+from sdkernels.kernels.launch import Logits
+from sdkernels.kernels.statistics import partial_statistics
+
+REPETITIONS = 7
+
+
+def milliseconds(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+    """Times of each call, the calls taken in turn so that clock and heat treat them alike."""
+    for run in runs.values():
+        run()
+        run()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(REPETITIONS):
+        for name, run in runs.items():
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            torch.cuda.synchronize()
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            times[name].append(start.elapsed_time(end))
+    return times
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Highest allocation during the call beyond that before it."""
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
+    """Shape A: losses forward and backward, statistics forward, and the row kernels alone."""
+
+    def normal(*shape: int, scale: float = 1.0) -> torch.Tensor:
+        return (torch.randn(*shape, device="cuda") * scale).bfloat16()
+
+    h, ht = normal(tokens, hidden).requires_grad_(), normal(tokens, hidden)
+    w = normal(vocab, hidden, scale=2 / hidden**0.5).requires_grad_()
+    wt = normal(vocab, hidden, scale=2 / hidden**0.5)
+    ids = torch.randint(vocab, (tokens,), device="cuda")
+    teacher, shared = sd.HiddenTeacher(ht, wt), sd.HiddenTeacher(ht, w.detach())
+
+    def loss(name: str | None, who: sd.HiddenTeacher | None, **more: Any) -> Callable[[], None]:
+        def run() -> None:
+            h.grad = w.grad = None
+            value, _ = sd.token_loss(
+                h,
+                w,
+                lambda s, tok: s.logp + 0.1 * s.entropy if name is None else s[name],
+                targets=ids if name is None else None,
+                teacher=who,
+                backend="triton",
+                **more,
+            )
+            value.backward()
+
+        return run
+
+    @torch.no_grad()
+    def slab_statistics() -> None:
+        sd.token_stats(h, w, targets=ids, backend="triton")
+
+    @torch.no_grad()
+    def fused_statistics() -> None:
+        sd.token_stats(h, w, targets=ids, slab_free=True, backend="triton")
+
+    @torch.no_grad()
+    def fused_entropy() -> None:
+        sd.token_stats(h, w, slab_free=True, backend="triton")
+
+    chunk = min(2048, tokens)
+    slab = torch.empty(chunk, vocab, device="cuda")
+    dz, dw = normal(chunk, vocab), torch.empty(vocab, hidden, device="cuda")
+
+    @torch.no_grad()
+    def floor(products: int) -> None:
+        """`products` logit products (1 or 2), and 2 for the gradients unless there is none."""
+        for lo in range(0, tokens, chunk):
+            rows = slice(lo, lo + chunk)
+            count = h[rows].shape[0]
+            torch.mm(h[rows], w.t(), out_dtype=torch.float32, out=slab[:count])
+            if products == 0:
+                continue
+            if products == 2:
+                torch.mm(ht[rows], wt.t(), out_dtype=torch.float32, out=slab[:count])
+            torch.mm(dz[:count], w)
+            torch.mm(dz[:count].t(), h[rows], out_dtype=torch.float32, out=dw)
+
+    runs: dict[str, Callable[[], object]] = {
+        "floor 8TDV": lambda: floor(2),
+        "kl_teacher_student": loss("kl_teacher_student", teacher),
+        "kl_teacher_student, shared head": loss("kl_teacher_student", shared),
+        "kl_student_teacher": loss("kl_student_teacher", teacher),
+        "jsd": loss("jsd", teacher, jsd_beta=0.5),
+        "floor 6TDV": lambda: floor(1),
+        "logp + entropy": loss(None, None),
+        "floor 2TDV": lambda: floor(0),
+        "logp + entropy, forward, slab": slab_statistics,
+        "logp + entropy, forward, fused": fused_statistics,
+        "entropy, forward, fused": fused_entropy,
+    }
+    times = milliseconds(runs)
+    peaks = {name: peak_bytes(run) for name, run in runs.items() if not name.startswith("floor")}
+    h.grad = w.grad = None
+    floors = {name: statistics.median(v) for name, v in times.items() if name.startswith("floor")}
+    rows, under = {}, ""
+    for name, values in times.items():
+        under = name if name in floors else under
+        rows[name] = {
+            "median_ms": statistics.median(values),
+            "min_ms": min(values),
+            "max_ms": max(values),
+            "over_floor": statistics.median(values) / floors[under],
+            "peak_extra_bytes": peaks.get(name),
+        }
+    return {
+        "shape": [tokens, hidden, vocab],
+        "calls": rows,
+        "row kernels": _row_kernels(slab),
+        "plan of kl_teacher_student": _plan(tokens, hidden, vocab),
+    }
+
+
+def _row_kernels(slab: torch.Tensor) -> dict[str, Any]:
+    """The statistics pass alone, against the bytes it must read."""
+    student = Logits.of(slab.normal_())
+    other = Logits.of(torch.randn_like(slab))
+    runs: dict[str, Callable[[], object]] = {
+        "statistics, one slab": lambda: partial_statistics(student, None, None),
+        "statistics, two slabs": lambda: partial_statistics(student, other, None),
+    }
+    found = {}
+    for (name, values), slabs in zip(milliseconds(runs).items(), (1, 2), strict=True):
+        seconds = statistics.median(values) / 1e3
+        found[name] = {
+            "median_ms": seconds * 1e3,
+            "bytes_per_second": slabs * slab.nbytes / seconds,
+        }
+    return found
+
+
+def _plan(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
+    """The paper count, to hold the times against."""
+    memory = torch.cuda.get_device_properties(0).total_memory
+    plan = plan_loss(tokens, hidden, vocab, device_memory_bytes=memory)
+    found = dataclasses.asdict(plan)
+    return {**found, "launches": plan.launches, "moved_bytes": plan.moved_bytes}
