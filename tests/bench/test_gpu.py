@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import gpu, gpu_checks
+from sdkernels.bench import gpu, gpu_checks
 
 CALL = {"median_ms": 60.0, "over_floor": 1.1, "peak_extra_bytes": 3 << 20}
 RESULT: dict[str, Any] = {
