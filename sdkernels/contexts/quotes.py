@@ -50,8 +50,9 @@ def error_start(token_ids: Sequence[int], quote: str, tokenizer: Any) -> int | N
             high = middle
         else:
             low = middle + 1
-    index = low - 1
-    # A letter of several bytes may begin some tokens earlier, which alone decode to nothing sound.
+    # Back to where nothing of the quote is spelt yet: over one token, or over several where its
+    # first letter has several bytes, parts of which decode to nothing sound.
+    index = low
     while index > 0 and not before.startswith(text_of(index)):
         index -= 1
     return index

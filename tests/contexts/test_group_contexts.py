@@ -186,6 +186,9 @@ def test_a_contrast_without_one_of_its_sides_gives_no_signal() -> None:
     assert contrast(GROUP[0], [GROUP[0], GROUP[4]]) is None
     silent = [GROUP[0], replace(GROUP[1], extracted=None)]
     assert contrast(GROUP[0], silent, show="answer") is None
+    # Wrong for its form, but the same words as the right answer: no contrast.
+    same = [GROUP[0], replace(GROUP[1], extracted=" 29")]
+    assert contrast(GROUP[0], same, show="answer") is None
 
 
 def test_what_a_contrast_needs_depends_on_what_it_shows() -> None:

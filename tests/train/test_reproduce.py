@@ -55,6 +55,7 @@ def test_the_method_stays(name: str, tmp_path: Path) -> None:
         assert "stands in for that of a stronger model" in notes[0]
         expected |= {"context": "reference_solution", "context_args": None}
     assert kept == expected
+    assert {"recipe", "recipe_args", "context", "gate", "gate_args", "use_peft"} <= set(METHOD)
     config = config_of(experiment, out=tmp_path, changes={"use_cpu": True})
     assert config.learning_rate == float(full["learning_rate"])
     assert config.model_name_or_path == SMOKE["model_name_or_path"]
