@@ -8,6 +8,7 @@ import argparse
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -66,6 +67,11 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     module = importlib.import_module(f"sdkernels.cli.{options.command}_command")
     try:
         status = module.run(options, rest)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has what it wanted. Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         print(
             "sdkernels: interrupted at once; what was saved before is complete. A training goes on "

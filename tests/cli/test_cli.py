@@ -1,6 +1,9 @@
 """The command line: listings, errors of one line, exit statuses."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -208,3 +211,20 @@ def test_record_and_columns_show_no_python():
         "c": True,
         "d": "x=y",
     }
+
+
+def test_a_closed_pipe_ends_quietly():
+    """Deterministically: nobody reads from the start."""
+    code = "import sys; from sdkernels.cli import main; sys.exit(main(['contexts']))"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+    )
+    os.close(write_end)
+    assert done.returncode == 141
+    assert done.stderr == ""
