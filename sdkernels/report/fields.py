@@ -162,10 +162,10 @@ def _reason_in_steps(summary: Mapping[str, Any], key: str, which: str) -> str:
     of_teacher = key.startswith(("gap", "teacher_entropy", "kl_")) or key == "direction"
     if of_teacher and has_teacher(summary) is False:
         return "no teacher in this condition, so there is nothing to compare the student with"
-    if key.endswith("_correct"):
-        return f"no rollout of {step} was verified correct"
-    if key.endswith("_wrong"):
-        return f"no rollout of {step} was verified and found wrong"
+    verdict = key.rpartition("_")[2]
+    if verdict in ("correct", "wrong"):
+        having = " had a teacher signal" if of_teacher else ""
+        return f"no rollout of {step} verified as {verdict}{having or ' was recorded'}"
     if of_teacher:
         return f"no token had a teacher signal in {step}"
     if which == "any":

@@ -79,6 +79,8 @@ def _cell(
     found: Any = paired_difference(list(ours.values()), [theirs[name] for name in ours])
     low, high = (quantity.scale * bound for bound in found["interval"])
     difference = quantity.scale * found["difference"]
+    if not found["better"] and not found["worse"]:
+        return Cell("0", extra="no problem differs")
     apart = "apart" if low > 0 or high < 0 else "value"
     return Cell(_signed(difference), apart, extra=f"{_typed(low)} to {_typed(high)}")
 

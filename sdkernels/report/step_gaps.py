@@ -81,7 +81,7 @@ def _cells(run: Run) -> list[Cell]:
     ]
 
 
-_NO_ROLLOUT = "no recorded rollout was verified and found "
+_NO_ROLLOUT = "no rollout with a gap was recorded that is verified as "
 
 
 def _mean(steps: Iterable[StepGap], why: str) -> Cell:

@@ -25,6 +25,8 @@ _TAG = re.compile(r"<step\b[^<>]*>.*?(?:</step\s*>|\Z)", re.IGNORECASE | re.DOTA
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 _ENUMERATOR = re.compile(r"\s*\d+\.\s*")
 _WORD = re.compile(r"[^\W_]")
+# The end of a response is part of its tokens, but of no step.
+_CONTROL = re.compile(r"<\|[^|<>]*\|>|</s>")
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Step:
 
 def split_steps(text: str) -> list[tuple[int, int]]:
     """Places `(start, end)` of the steps in `text`, in order; see the module for the rule."""
+    text = _CONTROL.sub(lambda match: " " * len(match[0]), text)
     tags = [match.span() for match in _TAG.finditer(text)]
     if tags:
         edges = [0, *(edge for span in tags for edge in span), len(text)]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdkernels import contexts as registry
 from sdkernels.contexts import Context, Example, Rollout, Services, build_batch, validate
 from sdkernels.train.evaluation import judge, mean_entropy, score_answers
 from sdkernels.train.prompts import PromptEncoder
@@ -111,7 +112,7 @@ def teacher_accuracy(
             else []
         )
         answers = [None if messages is None else next(fresh)[0] for messages in built]
-        entry = score(context.name, told, answers) | {"settings": dict(context.settings)}
+        entry = score(context.name, told, answers) | {"settings": _changed(context)}
         entry["change"] = _change(scored[0], entry, seed=seed)
         scored.append(entry)
     return {"n": len(examples), "k": k, "contexts": scored}
@@ -122,6 +123,12 @@ def save(folder_or_file: Path, result: dict[str, Any]) -> Path:
     file = folder_or_file / TEACHER_FILE if folder_or_file.is_dir() else folder_or_file
     write_json(file, result)
     return file
+
+
+def _changed(context: Context) -> dict[str, Any]:
+    """The settings that are not the context's own."""
+    usual = registry.get(context.name).settings
+    return {name: value for name, value in context.settings.items() if value != usual[name]}
 
 
 def _context_tokens(

@@ -32,9 +32,16 @@ def test_differences_are_those_of_the_same_problems(tmp_path: Any) -> None:
 
 
 def test_a_difference_whose_interval_holds_0_is_not_bold(tmp_path: Any) -> None:
+    mixed = [score + (0.25 if at % 2 else -0.25) for at, score in enumerate(BEFORE)]
+    _, ((cell, *_),) = paired.columns([run(tmp_path, "a", entries(BEFORE), entries(mixed))])
+    assert (cell.shown, cell.state) == ("0", "value")
+    assert "to" in cell.extra
+
+
+def test_where_no_problem_differs_there_is_no_interval_to_trust(tmp_path: Any) -> None:
     same = entries(BEFORE)
     _, ((cell, *_),) = paired.columns([run(tmp_path, "a", same, same)])
-    assert (cell.shown, cell.state) == ("0", "value")
+    assert (cell.shown, cell.extra) == ("0", "no problem differs")
 
 
 def test_runs_are_compared_with_the_first(tmp_path: Any) -> None:

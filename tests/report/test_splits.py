@@ -27,11 +27,14 @@ def test_what_a_condition_does_not_have_is_a_dash_with_its_reason(tmp_path: Path
     assert ">0<" not in body
 
 
-def test_a_run_without_correct_rollouts_says_so(tmp_path: Path) -> None:
+def test_a_run_without_one_kind_of_rollouts_says_so(tmp_path: Path) -> None:
     run = load(tmp_path)
     for step in run.steps:
-        step["gap_correct"] = None
-    assert "no rollout of any step was verified correct" in splits.by_verdict([run])
+        step["gap_correct"] = step["completion_length_wrong"] = None
+    body = splits.by_verdict([run])
+    # It may well have correct rollouts, only that the context had nothing to say on them.
+    assert "no rollout of any step verified as correct had a teacher signal" in body
+    assert "no rollout of any step verified as wrong was recorded" in body
 
 
 def test_kinds_of_tokens(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def test_sums_are_checked_without_a_teacher_too(tmp_path: Path) -> None:
 def test_reasons_for_what_is_missing(tmp_path: Path) -> None:
     run = load(tmp_path, line(success=True, tokens=["Well"], gap=[0.1]))
     body = step_gaps.section([run])
-    assert "no recorded rollout was verified and found wrong" in body
+    assert "no rollout with a gap was recorded that is verified as wrong" in body
     assert "no step has an equation between numbers" in body
 
 

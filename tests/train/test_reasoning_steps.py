@@ -25,6 +25,7 @@ def steps(text):
         ("So: <STEP>a</STEP> Answer: 3", ["So:", "<STEP>a</STEP>", "Answer: 3"]),
         ("<step>cut off", ["<step>cut off"]),
         ("stepwise <stepper>", ["stepwise <stepper>"]),
+        ("One.\nTwo.\n<|im_end|>", ["One.", "Two."]),
         ("", []),
         ("\n ... \n", []),
     ],

@@ -50,7 +50,7 @@ def problems():
 def ask(make_model, tokenizer, problems):
     def call(names, **settings):
         reader = Reader(tokenizer)
-        chosen = [contexts.get(name) for name in names]
+        chosen = [contexts.get(name) if isinstance(name, str) else name for name in names]
         settings = {"k": 2, "rollout": reader, "examples": problems} | settings
         examples = settings.pop("examples")
         result = teacher_accuracy(make_model(), tokenizer, examples, chosen, **settings)
@@ -84,6 +84,13 @@ def test_attempts_of_the_first_round_are_the_group(ask):
     # Every wrong attempt sees the right one of its group; the right one has no other to show.
     assert (entry["answers"], entry["without_context"]) == (3, 3)
     assert all("Answer: 3" in prompt for prompt in reader.prompts[1])
+    assert entry["settings"] == {}
+
+
+def test_changed_settings_are_kept(ask):
+    chosen = contexts.get("sibling_solution", choose="shortest")
+    result, _ = ask([chosen])
+    assert result["contexts"][1]["settings"] == {"choose": "shortest"}
 
 
 def test_a_context_with_nothing_to_say_has_no_score(ask, problems):
