@@ -13,7 +13,7 @@ from sdkernels.train.teacher_accuracy import TEACHER_FILE, save, teacher_accurac
 
 
 class Reader:
-    """Answers what the prompt tells it, else by turns right and wrong."""
+    """Answers what the prompt tells it, else by turns right and wrong, but 0+3 always wrong."""
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
@@ -28,7 +28,11 @@ class Reader:
         if "It is" in prompt:
             text = "Answer: " + prompt.split("It is ")[1].split(".")[0]
         else:
-            text = "Answer: 3" if index % 2 else "wait, maybe unlikely. Answer: 9"
+            text = (
+                "Answer: 3"
+                if index % 2 and "0+3" not in prompt
+                else "wait, maybe unlikely. Answer: 9"
+            )
         return Sample(self.tokenizer(text)["input_ids"], text, False)
 
 
@@ -39,7 +43,7 @@ def problems():
             f"p{number}",
             [{"role": "user", "content": f"{number}+{3 - number}?"}],
             answer="3",
-            solution="It is 3." if number < 2 else None,
+            solution="It is 3." if number else None,
             task="number",
         )
         for number in range(3)
@@ -63,10 +67,11 @@ def test_scores_under_each_context(ask):
     result, reader = ask(["none", "reference_solution"])
     plain, told = result["contexts"]
     assert [plain["context"], told["context"]] == ["none", "reference_solution"]
-    assert (plain["accuracy"], plain["answers"], plain["change"]) == (0.5, 6, None)
-    assert plain["markers"]["per_response"] == 1.0  # wait, maybe
-    assert plain["markers_published"]["per_response"] == 1.5  # and unlikely
-    # The third problem has no solution: it is left out of score and change, and counted.
+    assert plain["accuracy"] == pytest.approx(1 / 3)
+    assert (plain["answers"], plain["change"]) == (6, None)
+    assert plain["markers"]["per_response"] == pytest.approx(4 / 3)  # wait, maybe
+    assert plain["markers_published"]["per_response"] == 2.0  # and unlikely
+    # The first problem has no solution: it is left out of score and change, and counted.
     assert (told["accuracy"], told["n"], told["answers"]) == (1.0, 2, 4)
     assert told["without_context"] == 2
     assert told["change"]["difference"] == 0.5
@@ -81,8 +86,8 @@ def test_scores_under_each_context(ask):
 def test_attempts_of_the_first_round_are_the_group(ask):
     result, reader = ask(["sibling_solution"])
     entry = result["contexts"][1]
-    # Every wrong attempt sees the right one of its group; the right one has no other to show.
-    assert (entry["answers"], entry["without_context"]) == (3, 3)
+    # A wrong attempt sees the right one of its group; the right one has no other to show.
+    assert (entry["answers"], entry["without_context"]) == (2, 4)
     assert all("Answer: 3" in prompt for prompt in reader.prompts[1])
     assert entry["settings"] == {}
 
@@ -94,7 +99,7 @@ def test_changed_settings_are_kept(ask):
 
 
 def test_a_context_with_nothing_to_say_has_no_score(ask, problems):
-    result, _ = ask(["reference_solution"], examples=problems[2:])
+    result, _ = ask(["reference_solution"], examples=problems[:1])
     entry = result["contexts"][1]
     assert (entry["accuracy"], entry["n"], entry["change"], entry["entropy"]) == (
         None,
