@@ -8,39 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdkernels.engine import topk as topk_lists
 from sdkernels.gates import direction as tanh_direction
 from sdkernels.recipes.divergence import divergence, mixture_setting
+from sdkernels.recipes.evidence import signal_or_all
 from sdkernels.recipes.registry import Body, register
-from sdkernels.recipes.settings import choice, flag, number
+from sdkernels.recipes.settings import Setting, choice, flag, integer, number
 from sdkernels.recipes.surrogate import (
+    LOG_RATIO_LIMIT_NATS,
     clip_settings,
     clipped_surrogate,
     old_logp_or_current,
     sampled_gap,
 )
 
+GAP_FORMS = ("advantage", "logit_level")
 
-@register(
-    "dasd",
-    summary="verifier advantage plus a gap signal that an entropy gate turns into pull or push",
-    source="DASD 2605.22263; no public code. Formula from a secondary note; beta, gap "
-    "normalisation, guards and the full-vocabulary form are our reading (methods.md section 5)",
-    settings={
+
+def _settings() -> dict[str, Setting]:
+    return {
         "form": choice(
             "advantage",
-            ("advantage", "full_vocab"),
+            ("advantage", "full_vocab", "logit_level"),
             "advantage: signal on the sampled token, added to the verifier's advantage; "
-            "full_vocab: pull = full-vocabulary divergence, push = bounded JSD",
+            "full_vocab: pull = full-vocabulary divergence, push = bounded JSD; logit_level: "
+            "clipped gaps of the student's top-k and the rest, as a policy gradient",
+        ),
+        "direction": choice(
+            "gate",
+            ("gate", "pull", "push"),
+            "gate: the entropy gate decides; pull, push: all tokens alike (the token analysis)",
         ),
         "beta": number(
             0.2, "weight of the distillation signal (unpublished; sweep .1 to .5)", low=0.0
         ),
         "verifier_weight": number(1.0, "weight of the verifier's advantage; 0: none", low=0.0),
         "gap_clip": number(
-            5.0,
-            "bound of the normalised gap, typical gaps",
-            above=0.0,
-            when=("form", ("advantage",)),
+            5.0, "bound of the normalised gap, typical gaps", above=0.0, when=("form", GAP_FORMS)
         ),
         "alpha": mixture_setting(0.0, "pull divergence", when=("form", ("full_vocab",))),
         "push_cap": number(
@@ -49,25 +53,45 @@ from sdkernels.recipes.surrogate import (
             above=0.0,
             when=("form", ("full_vocab",)),
         ),
+        "topk": integer(100, "ids of the student, tokens", low=1, when=("form", ("logit_level",))),
         "push_min_prob": number(
             1e-4, "no push where S(y) or T(y) is below this probability", low=0.0, high=1.0
         ),
         "push_all_fail": flag(
             True, "False: no push in groups without any success (needs tok.success)"
         ),
+        "push_ceiling": number(
+            None,
+            "no push in steps after the student's mean entropy rose above this multiple of its "
+            "median in the first 5 (tok.strength); None: off",
+            above=1.0,
+            optional=True,
+        ),
         **clip_settings(),
-    },
+    }
+
+
+@register(
+    "dasd",
+    summary="verifier advantage plus a gap signal that an entropy gate turns into pull or push",
+    source="DASD 2605.22263; no public code. Formula from a secondary note; beta, gap "
+    "normalisation, guards and the forms over the vocabulary are our reading (methods.md "
+    "section 5)",
+    settings=_settings(),
 )
 def dasd(
     *,
     form: str,
+    direction: str,
     beta: float,
     verifier_weight: float,
     gap_clip: float | None,
     alpha: float | None,
     push_cap: float | None,
+    topk: int | None,
     push_min_prob: float,
     push_all_fail: bool,
+    push_ceiling: float | None,
     clip_low: float,
     clip_high: float,
     dual_clip: float | None,
@@ -79,28 +103,57 @@ def dasd(
 
         A = verifier_weight adv + beta w sigmoid(|g| - 1) g
 
-    Full-vocabulary form, with A = verifier_weight adv, adds to the surrogate
+    The other forms have A = verifier_weight adv and add to the surrogate
 
-        beta w D(S, T)                    where w > 0
-        beta w min(JSD(S, T), push_cap)   elsewhere
+        beta w D(S, T)                         full_vocab, w > 0
+        beta w min(JSD(S, T), push_cap)        full_vocab, elsewhere
+        -beta w sum_v [S(v) g(v)] log S(v)     logit_level, [] a constant, v of the student's top-k
+                                               and one bucket for the rest
 
-    w comes from `tok.tau` and `tok.sigma` where given, else from the `gate=` of `token_loss`.
+    w comes from `tok.tau` and `tok.sigma` where given, else from the `gate=` of `token_loss`; with
+    `direction` "pull" and "push" it is 1 and -1. It is 0 where the teacher saw no context.
     """
     min_logp = math.log(push_min_prob) if push_min_prob > 0 else -math.inf
 
+    def wanted_direction(s: Any, tok: Any) -> Tensor:
+        if direction != "gate":
+            return torch.full_like(s.logp, 1.0 if direction == "pull" else -1.0).detach()
+        return tanh_direction(s.entropy, tok.tau, tok.sigma) if hasattr(tok, "tau") else s.direction
+
     def guarded_direction(s: Any, tok: Any) -> Tensor:
-        w = tanh_direction(s.entropy, tok.tau, tok.sigma) if hasattr(tok, "tau") else s.direction
+        w = wanted_direction(s, tok)
         no_push = (s.logp < min_logp) | (s.teacher_logp < min_logp)
         if not push_all_fail:
             # A wrong rollout with advantage 0 belongs to a group in which all are wrong.
             no_push = no_push | ((tok.adv == 0) & (tok.success == 0))
-        return w.masked_fill((w < 0) & no_push, 0.0)
+        if push_ceiling is not None and hasattr(tok, "strength"):
+            no_push = no_push | (tok.strength == 0)
+        return w.masked_fill(((w < 0) & no_push) | ~signal_or_all(tok, w), 0.0)
+
+    def normalised(gap: Tensor, scale: Tensor) -> Tensor:
+        assert gap_clip is not None
+        return (gap / scale).clamp(-gap_clip, gap_clip)
+
+    def over_vocabulary(s: Any, tok: Any, w: Tensor) -> Tensor:
+        """What the forms over the vocabulary add to the surrogate, before beta."""
+        if form == "full_vocab":
+            assert alpha is not None
+            moved = torch.where(w > 0, divergence(s, alpha), s.jsd.clamp(max=push_cap))
+            return w * moved
+        student = topk_lists.buckets(s.topk_logp, tail=True)
+        teacher = topk_lists.buckets(s.teacher_topk_logp, tail=True)
+        limit = LOG_RATIO_LIMIT_NATS
+        gap = (teacher - student).detach().nan_to_num(0.0).clamp(-limit, limit)
+        mass = student.detach().exp() * normalised(gap, tok.gap_scale.unsqueeze(-1))
+        # A banned id has mass 0 and log-prob -inf.
+        terms = torch.where(mass == 0, 0.0, mass * student.clamp(min=-1e4))
+        return -w * terms.sum(-1)
 
     def per_token(s: Any, tok: Any) -> Tensor:
         w = guarded_direction(s, tok)
         adv = verifier_weight * tok.adv if verifier_weight else torch.zeros_like(w)
-        if gap_clip is not None:  # the advantage form
-            g = (sampled_gap(s, s.logp) / tok.gap_scale).clamp(-gap_clip, gap_clip)
+        if form == "advantage":
+            g = normalised(sampled_gap(s, s.logp), tok.gap_scale)
             adv = adv + beta * w * torch.sigmoid(g.abs() - 1.0) * g
         loss = clipped_surrogate(
             s.logp,
@@ -110,21 +163,26 @@ def dasd(
             clip_high=clip_high,
             dual_clip=dual_clip,
         )
-        if alpha is not None:  # the full-vocabulary form
-            push = s.jsd.clamp(max=push_cap)
-            loss = loss + beta * w * torch.where(w > 0, divergence(s, alpha), push)
-        return loss
+        return loss if form == "advantage" else loss + beta * over_vocabulary(s, tok, w)
 
-    inputs = {"gap_scale"} if form == "advantage" else set()
+    inputs = {"gap_scale"} if form in GAP_FORMS else set()
     inputs |= {"adv"} if verifier_weight or not push_all_fail else set()
     inputs |= {"success"} if not push_all_fail else set()
-    needs = {"teacher", "old_logp", "gate"} | ({"rewards", "group"} if "adv" in inputs else set())
+    needs = {"teacher", "old_logp"} | ({"gate"} if direction == "gate" else set())
     # The push needs a JSD even where the pull is one of the KLs.
-    engine = {} if alpha is None else {"jsd_beta": 0.5 if alpha in (0.0, 1.0) else alpha}
+    engine: dict[str, Any] = {"topk": topk, "topk_of": "student"} if topk is not None else {}
+    if alpha is not None:
+        engine = {"jsd_beta": 0.5 if alpha in (0.0, 1.0) else alpha}
     return Body(
         per_token,
-        frozenset(needs),
+        frozenset(needs | ({"rewards", "group"} if "adv" in inputs else set())),
         frozenset(inputs),
         engine,
-        gates=("direction_adaptive", "entropy_sign"),
+        optional=frozenset(
+            {"old_logp", "signal"} | ({"strength"} if push_ceiling is not None else set())
+        ),
+        anchored=verifier_weight > 0,
+        gates=("direction_adaptive", "entropy_sign") if direction == "gate" else (),
+        direction=guarded_direction,
+        entropy_ceiling=push_ceiling,
     )

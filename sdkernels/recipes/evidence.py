@@ -40,18 +40,19 @@ def teacher_evidence(s: Any, tok: Any, reference: str = "current") -> Tensor:
     return torch.where(signal_or_all(tok, s.logp), sampled_gap(s, logp), 0.0)
 
 
-def has_contrast(s: Any, tok: Any) -> Tensor:
+def has_contrast(tok: Any) -> Tensor:
     """Where there is a second teacher to compare with, bool `[C]`.
 
     A sequence without one carries NaN, or -inf, the logarithm of a mean over nothing.
     """
-    return signal_or_all(tok, s.logp) & torch.isfinite(tok.second_teacher_logp)
+    second = tok.second_teacher_logp
+    return signal_or_all(tok, second) & torch.isfinite(second)
 
 
 def contrast_evidence(s: Any, tok: Any) -> Tensor:
     """log T+(y) - log T-(y) `[C]`, a constant within +-20 nats; 0 where `has_contrast` is not."""
     limit = LOG_RATIO_LIMIT_NATS
-    there = has_contrast(s, tok)
+    there = has_contrast(tok)
     second = torch.where(there, tok.second_teacher_logp, 0.0)
     return torch.where(there, (s.teacher_logp - second).clamp(-limit, limit), 0.0)
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sdkernels.recipes.divergence import (
+    SUPPORTS,
     TOPK,
     check_support,
     clipped_kl,
@@ -17,6 +18,7 @@ from sdkernels.recipes.divergence import (
 )
 from sdkernels.recipes.registry import Body, register
 from sdkernels.recipes.settings import number
+from sdkernels.recipes.surrogate import sampled_gap
 
 
 @register(
@@ -25,7 +27,7 @@ from sdkernels.recipes.settings import number
     source="OPSD 2601.18734 v3; siyan-zhao/OPSD opsd_trainer.py (beta 0, clip .05, logits / 1.1; "
     "v1 had beta .5 without clip; top-k there is the teacher's, renormalised)",
     settings={
-        "beta": mixture_setting(0.0, "divergence"),
+        "beta": mixture_setting(0.0, "divergence", when=("support", SUPPORTS), otherwise=1.0),
         "entry_clip": number(
             0.05,
             "upper bound of T log(T/S) per vocabulary entry, nats; negative entries stay, so the "
@@ -41,7 +43,7 @@ from sdkernels.recipes.settings import number
             above=0.0,
             optional=True,
         ),
-        **support_settings(tail=False),
+        **support_settings(sampled=True, tail=False),
     },
 )
 def opsd(
@@ -54,10 +56,16 @@ def opsd(
     topk: int | None,
     tail: bool | None,
 ) -> Body:
-    """loss = sum_v min(T log(T/S), clip), or the divergence that `beta` picks."""
+    """loss = sum_v min(T log(T/S), clip), or the divergence that `beta` picks.
+
+    On the sampled token it is the policy gradient -(log T(y) - log S(y)) log S(y), first factor a
+    constant, whose gradient is that of KL(S||T) in expectation.
+    """
     check_support("opsd", topk, tail)
 
     def per_token(s: Any, tok: Any) -> Tensor:
+        if support == "sampled":
+            return -sampled_gap(s, s.logp) * s.logp
         if entry_clip is None:
             return divergence(s, beta, support, tail)
         return clipped_kl(s, entry_clip, support, tail)

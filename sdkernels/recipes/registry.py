@@ -63,6 +63,9 @@ class Body:
         context: name and settings of the context that the source trains with, where the recipe
             makes little sense with another.
         gates: kinds of gate it can use (names of `sdkernels train --gate`), the default first.
+        direction: `(s, tok) -> [C]`: the direction in which it really moved each token, for logs.
+        entropy_ceiling: `strength` is 0 while the student's mean entropy is above this multiple of
+            what it was in the first steps.
     """
 
     per_token: LossFn
@@ -76,6 +79,8 @@ class Body:
     skips_failed_groups: bool = False
     context: tuple[str, dict[str, Any]] | None = None
     gates: tuple[str, ...] = ()
+    direction: Callable[[Any, Any], Tensor] | None = None
+    entropy_ceiling: float | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ class Recipe:
         defaults: the settings' defaults.
         summary: one line.
         source: where the formula and the defaults come from.
-        schedule, batch_quantity, anchored, skips_failed_groups, context, gates: what a trainer has
-            to know; see `Body`.
+        schedule, batch_quantity, anchored, skips_failed_groups, context, gates, direction,
+            entropy_ceiling: what a trainer has to know; see `Body`.
     """
 
     name: str
@@ -113,6 +118,8 @@ class Recipe:
     skips_failed_groups: bool
     context: tuple[str, dict[str, Any]] | None
     gates: tuple[str, ...]
+    direction: Callable[[Any, Any], Tensor] | None
+    entropy_ceiling: float | None
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,8 @@ def get(name: str, **cfg: Any) -> Recipe:
         skips_failed_groups=body.skips_failed_groups,
         context=body.context,
         gates=body.gates,
+        direction=body.direction,
+        entropy_ceiling=body.entropy_ceiling,
     )
 
 

@@ -52,7 +52,7 @@ def rlcsd(
         return (beta * lam * torch.tanh(contrast_evidence(s, tok) / tau)).clamp(-bound, bound)
 
     def selected(s: Any, tok: Any) -> tuple[Tensor, Tensor]:
-        there = has_contrast(s, tok)
+        there = has_contrast(tok)
         return ((extra(s, tok).abs() > threshold) & there).to(s.teacher_logp.dtype), there
 
     def per_token(s: Any, tok: Any) -> Tensor:

@@ -17,6 +17,19 @@ Accept = Callable[[Any], bool]
 
 
 @dataclass(frozen=True)
+class Above:
+    """All numbers above `low`, as the values of a `Setting.when`."""
+
+    low: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, Real) and float(value) > self.low
+
+
+When = tuple[str, "tuple[Any, ...] | Above"]
+
+
+@dataclass(frozen=True)
 class Setting:
     """One setting of a recipe.
 
@@ -37,7 +50,7 @@ class Setting:
     accepts: Accept
     accepted: str
     convert: Callable[[Any], Any] = lambda value: value
-    when: tuple[str, tuple[Any, ...]] | None = None
+    when: When | None = None
     otherwise: Any = None
 
     def check(self, recipe: str, name: str, value: Any) -> Any:
@@ -56,7 +69,7 @@ def number(
     high: float = math.inf,
     above: float | None = None,
     optional: bool = False,
-    when: tuple[str, tuple[Any, ...]] | None = None,
+    when: When | None = None,
     otherwise: float | None = None,
 ) -> Setting:
     """A finite number in [low, high], or strictly above `above`; `optional`: or None (off)."""
@@ -86,7 +99,7 @@ def integer(
     *,
     low: int,
     optional: bool = False,
-    when: tuple[str, tuple[Any, ...]] | None = None,
+    when: When | None = None,
 ) -> Setting:
     """A whole number of at least `low`; `optional`: or None."""
 
@@ -111,7 +124,7 @@ def choice(default: str, options: tuple[str, ...], doc: str) -> Setting:
     return Setting(default, doc, lambda v: isinstance(v, str) and v in options, f"one of {words}")
 
 
-def flag(default: bool, doc: str, *, when: tuple[str, tuple[Any, ...]] | None = None) -> Setting:
+def flag(default: bool, doc: str, *, when: When | None = None) -> Setting:
     """True or False."""
     return Setting(default, doc, lambda v: isinstance(v, bool), "True or False", when=when)
 
@@ -138,7 +151,11 @@ def resolve(
         if config[other] in values:
             continue
         if name in given and config[name] != setting.otherwise:
-            words = " or ".join(f"{other}={value!r}" for value in values)
+            words = (
+                f"{other} > {values.low:g}"
+                if isinstance(values, Above)
+                else " or ".join(f"{other}={value!r}" for value in values)
+            )
             raise ValueError(
                 f"recipe {recipe!r}: {name}={config[name]!r} has no effect with "
                 f"{other}={config[other]!r}; leave it out, or use it with {words}"

@@ -89,8 +89,9 @@ def srpo(
         )
         pulled = divergence(s, alpha, support, tail)
         if entropy_beta > 0:
-            mean = tok.batch_mean if hasattr(tok, "batch_mean") else 1.0
-            pulled = pulled * certainty(s, tok)[0] / mean
+            pulled = pulled * certainty(s, tok)[0]
+            if hasattr(tok, "batch_mean"):
+                pulled = pulled / torch.where(tok.batch_mean > 0, tok.batch_mean, 1.0)
         if is_clip is not None and hasattr(tok, "old_logp"):
             pulled = pulled * truncated_weight(s.logp, tok.old_logp, is_clip)
         pulled = torch.where(signal_or_all(tok, pulled), pulled, 0.0)

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkernels.recipes.settings import Setting, number
+from sdkernels.recipes.settings import Setting, When, number
 
 LOG_RATIO_LIMIT_NATS = 20.0
 
 
-def clip_settings() -> dict[str, Setting]:
+def clip_settings(when: When | None = None) -> dict[str, Setting]:
     """Settings of the PPO clip, shared by the recipes that use it."""
     return {
-        "clip_low": number(0.2, "ratio clip below 1, PPO", low=0.0, high=1.0),
-        "clip_high": number(0.28, "ratio clip above 1, DAPO's clip-higher", low=0.0),
+        "clip_low": number(0.2, "ratio clip below 1, PPO", low=0.0, high=1.0, when=when),
+        "clip_high": number(0.28, "ratio clip above 1, DAPO's clip-higher", low=0.0, when=when),
         "dual_clip": number(
             3.0,
             "bound of the ratio where the advantage is negative (verl clip_ratio_c); None: off",
             above=1.0,
             optional=True,
+            when=when,
         ),
     }
 

@@ -26,6 +26,8 @@ class Row:
     `weights` are the per-token weights of the aggregation over the whole optimisation step, 0 where
     a token is left out. `old_logp` and `entropy` `[L]` (nats, float32, CPU) are those of the policy
     that sampled, where later steps need them; `sampler_logp` is what the sampler itself gave.
+    `negative_prompt_ids` are the prompts of the contrasting teacher, none or several; `error_start`
+    is the index of the token from which the response is wrong, 0 where that is not known.
     """
 
     example: Example
@@ -39,6 +41,8 @@ class Row:
     old_logp: Tensor | None = None
     entropy: Tensor | None = None
     sampler_logp: Tensor | None = None
+    negative_prompt_ids: list[list[int]] = field(default_factory=list)
+    error_start: int = 0
 
     @property
     def response_ids(self) -> list[int]:
@@ -70,9 +74,22 @@ class Side:
 
 
 @dataclass
+class NegativeSide:
+    """One contrasting prompt of each row that has it; `token_n` says which of the N packed tokens
+    its predictions are of.
+    """
+
+    side: Side
+    token_n: Tensor
+
+
+@dataclass
 class MicroBatch:
     """Tensors of some rows. `row_N`, `column_N` place each packed token in `[B, L]`; `keep_N` says
-    which count.
+    which count; `signal_N` is 1 where the teacher has a context of its own.
+
+    `strength`, `batch_mean` and `teacher_says` are set for a whole optimisation step (see
+    `method_passes`).
     """
 
     rows: list[Row]
@@ -89,6 +106,11 @@ class MicroBatch:
     old_logp_N: Tensor | None = None
     entropy_N: Tensor | None = None
     sampler_logp_N: Tensor | None = None
+    signal_N: Tensor | None = None
+    negatives: list[NegativeSide] = field(default_factory=list)
+    strength: float = 1.0
+    batch_mean: float | None = None
+    teacher_says: Any = None
 
     @property
     def num_tokens(self) -> int:
@@ -153,7 +175,23 @@ def collate(
         old_logp_N=recorded("old_logp"),
         entropy_N=recorded("entropy"),
         sampler_logp_N=recorded("sampler_logp"),
+        signal_N=repeated([float(row.teacher_prompt_ids is not None) for row in used]),
+        negatives=_negative_sides(used, pad_id, device) if with_teacher else [],
     )
+
+
+def _negative_sides(rows: list[Row], pad_id: int, device: torch.device) -> list[NegativeSide]:
+    """The first contrasting prompt of every row that has one, then the second, and so on."""
+    lengths = [len(row.response_ids) for row in rows]
+    starts = [sum(lengths[:b]) for b in range(len(rows))]
+    sides = []
+    for k in range(max((len(row.negative_prompt_ids) for row in rows), default=0)):
+        having = [b for b, row in enumerate(rows) if len(row.negative_prompt_ids) > k]
+        chosen = [rows[b] for b in having]
+        side = _side([row.negative_prompt_ids[k] for row in chosen], chosen, pad_id, device)
+        places = [starts[b] + column for b in having for column in range(lengths[b])]
+        sides.append(NegativeSide(side, torch.tensor(places, device=device)))
+    return sides
 
 
 def _side(prompts: list[list[int]], rows: list[Row], pad_id: int, device: torch.device) -> Side:
@@ -181,8 +219,8 @@ def check_same_responses(student: Side, teacher: Side) -> None:
 def mask_rows(
     rows: Sequence[Row], *, need_teacher: bool, skip_truncated: bool, skip_first: int
 ) -> Tensor:
-    """Which response tokens count, bool `[B, L]`: none of a row without signal, and none that a
-    setting leaves out.
+    """Which response tokens count, bool `[B, L]`: none of a row without signal, none before the
+    error of a row that has one, and none that a setting leaves out.
     """
     longest = max((len(row.response_ids) for row in rows), default=0)
     mask_BL = torch.zeros(len(rows), max(1, longest), dtype=torch.bool)
@@ -191,7 +229,7 @@ def mask_rows(
             skip_truncated and row.rollout.truncated
         )
         if not silent:
-            mask_BL[b, skip_first : len(row.response_ids)] = True
+            mask_BL[b, max(skip_first, row.error_start) : len(row.response_ids)] = True
     return mask_BL
 
 

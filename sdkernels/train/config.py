@@ -16,7 +16,7 @@ from transformers.trainer_utils import SchedulerType
 from sdkernels import recipes
 from sdkernels.train.settings import as_mapping, check_choice, check_kind
 
-TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "external")
+TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "trust_region", "external")
 ROLLOUT_BACKENDS = ("transformers", "server", "dataset")
 SYNC_KINDS = ("none", "folder", "nccl")
 ADVANTAGE_SCALES = ("group", "none")
@@ -222,7 +222,8 @@ class SelfDistillConfig(TrainingArguments):
     )
     context: str = _setting(
         "reference_solution",
-        "What the teacher sees besides the question: see `sdkernels contexts`.",
+        "What the teacher sees besides the question: see `sdkernels contexts`. Where none is "
+        "named, recipes cepo and rlcsd take `contrastive` and rosd `self_reflection`.",
     )
     context_args: dict | str | None = _setting(
         None, "Settings of the context, as JSON or key=value,key=value."
@@ -259,7 +260,7 @@ class SelfDistillConfig(TrainingArguments):
     teacher_update_rate: float = _setting(
         0.05,
         "EMA rate r in (0, 1]: teacher <- (1 - r) * teacher + r * student, after every optimiser "
-        "step.",
+        "step. For a trust_region teacher the share of the student's logits.",
     )
     teacher_sync_steps: int = _setting(
         10, "Optimiser steps between two copies of a snapshot teacher."
@@ -325,6 +326,17 @@ class SelfDistillConfig(TrainingArguments):
         self._check_choices()
         self._check_ranges()
         self._check_combinations()
+        self._take_context_of_recipe()
+
+    def _take_context_of_recipe(self) -> None:
+        """Recipes that make little sense with another context bring their own, unless one is
+        named.
+        """
+        if self.recipe not in recipes.names() or {"context", "context_args"} & self._given.keys():
+            return
+        own = recipes.get(self.recipe, **self.mapping("recipe_args")).context
+        if own is not None:
+            self.context, self.context_args = own[0], dict(own[1]) or None
 
     def _check_kinds(self) -> None:
         inherited = {f.name for f in fields(TrainingArguments)}

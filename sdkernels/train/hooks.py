@@ -38,8 +38,9 @@ class StepHooks(TrainerCallback):
         self.trainer.timers.stop("optimizer")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> Any:
-        """Let the teacher follow; after a request to stop, save and stop."""
+        """Let the teacher and the switches follow; after a request to stop, save and stop."""
         trainer = self.trainer
+        trainer.step_loss.switches.after_step(trainer.sum_over_ranks)
         if trainer.teacher is not None and not trainer.accelerator.optimizer_step_was_skipped:
             trainer.teacher.after_step(state.global_step)
         if self._any_rank_stops():

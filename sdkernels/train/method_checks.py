@@ -14,6 +14,9 @@ logger = logging.getLogger(__name__)
 # batch of rollouts.
 RATIO_SETTINGS = ("is_clip", "clip_low", "clip_high", "dual_clip")
 
+# A teacher that scales an advantage of 0 leaves 0.
+SCALE_THE_ADVANTAGE = ("rlsd", "rlrt", "cepo", "rlcsd")
+
 
 def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
     """Refuse combinations without effect; log what is legal but idle.
@@ -35,12 +38,16 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
         )
     if config.num_generations == 1:
         _check_single_rollouts(recipe, context)
-    for name, kind in (("teacher_update_rate", "ema"), ("teacher_sync_steps", "snapshot")):
-        if name in given and (config.teacher_model_kind != kind or not has_teacher):
+    for name, kinds in (
+        ("teacher_update_rate", ("ema", "trust_region")),
+        ("teacher_sync_steps", ("snapshot",)),
+    ):
+        if name in given and (config.teacher_model_kind not in kinds or not has_teacher):
             raise ValueError(
                 f"{name}={given[name]!r} has no effect with teacher_model_kind="
-                f"{config.teacher_model_kind!r}; it belongs to {kind!r}"
+                f"{config.teacher_model_kind!r}; it belongs to {' and '.join(map(repr, kinds))}"
             )
+    _check_contrast(recipe, context)
     if not (has_teacher and context.generates):
         for name in ("critic_model_name_or_path", "critic_server_url", "critic_server_model"):
             if name in given:
@@ -58,8 +65,26 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
         )
 
 
+def _check_contrast(recipe: Recipe, context: Context) -> None:
+    if "second_teacher_logp" in recipe.inputs and context.name != "contrastive":
+        raise ValueError(
+            f"recipe {recipe.name!r} compares a right with a wrong context, and context "
+            f"{context.name!r} has no wrong one; set context=contrastive (its setting `show` "
+            "chooses responses or answers)"
+        )
+    if recipe.context is not None and context.name != recipe.context[0]:
+        logger.warning(
+            "recipe %s was published with context %s; with %s it trains on what that gives",
+            recipe.name,
+            recipe.context[0],
+            context.name,
+        )
+
+
 def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
-    if "group" in recipe.needs and "teacher" not in recipe.needs:
+    if "group" in recipe.needs and (
+        "teacher" not in recipe.needs or recipe.name in SCALE_THE_ADVANTAGE
+    ):
         raise ValueError(
             f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
             "group of one has advantage 0; set 2 or more"

@@ -13,7 +13,16 @@ import torch
 from torch import Tensor
 
 from sdkernels import recipes
-from sdkernels.contexts import Context, Example, Rollout, Services, build_batch, validate
+from sdkernels.contexts import (
+    Context,
+    Example,
+    Message,
+    Rollout,
+    Services,
+    build_prompts,
+    error_start,
+    validate,
+)
 from sdkernels.recipes import Recipe
 from sdkernels.train.batch import Row, mask_rows, set_weights
 from sdkernels.train.config import SelfDistillConfig
@@ -140,10 +149,13 @@ class StepBuilder:
         )
 
     def mask(self, rows: Sequence[Row]) -> Tensor:
-        """Which response tokens count, bool `[B, L]`."""
+        """Which response tokens count, bool `[B, L]`.
+
+        A row without a context is left out, unless the recipe has a verifier's advantage for it.
+        """
         return mask_rows(
             rows,
-            need_teacher=self.needs_teacher,
+            need_teacher=self.needs_teacher and not self.recipe.anchored,
             skip_truncated=self.config.mask_truncated_completions,
             skip_first=self.config.skip_first_tokens,
         )
@@ -206,25 +218,31 @@ class StepBuilder:
             row.advantage = advantage
 
     def _set_teacher_prompts(self, rows: Sequence[Row]) -> None:
-        # The same example twice in a step makes two groups, so ids alone would merge them.
         size = self.config.num_generations
-        if self.context.generates:
-            groups = [rows]
-        else:
-            groups = [rows[i : i + size] for i in range(0, len(rows), size)]
-        for group in groups:
-            built = build_batch(
-                self.context,
-                [row.example for row in group],
-                [row.rollout for row in group],
-                self.services,
-            )
-            for row, messages in zip(group, built, strict=True):
-                if messages is None:
-                    continue
-                row.teacher_messages = messages
-                row.teacher_prompt_ids = self.teacher.ids(messages)
-                self._check_window(row.example, len(row.teacher_prompt_ids), "teacher prompt")
+        prompts = build_prompts(
+            self.context,
+            [row.example for row in rows],
+            [row.rollout for row in rows],
+            self.services,
+            group_size=size,
+        )
+        for index, (row, prompt) in enumerate(zip(rows, prompts, strict=True)):
+            if prompt is None or (self.recipe.skips_failed_groups and _failed(rows, index, size)):
+                continue
+            row.teacher_messages = prompt.messages
+            row.teacher_prompt_ids = self._teacher_ids(row, prompt.messages)
+            if "second_teacher_logp" in self.recipe.inputs:
+                row.negative_prompt_ids = [
+                    self._teacher_ids(row, messages) for messages in prompt.negatives
+                ]
+            if "suffix" in self.recipe.optional and prompt.error_quote is not None:
+                start = error_start(row.response_ids, prompt.error_quote, self.student.tokenizer)
+                row.error_start = start or 0
+
+    def _teacher_ids(self, row: Row, messages: list[Message]) -> list[int]:
+        ids = self.teacher.ids(messages)
+        self._check_window(row.example, len(ids), "teacher prompt")
+        return ids
 
     def _check_window(self, example: Example, prompt_tokens: int, what: str) -> None:
         total = prompt_tokens + self.config.max_completion_length
@@ -235,6 +253,12 @@ class StepBuilder:
                 f"{self.window}; lower "
                 "max_completion_length or max_context_tokens, or leave the example out"
             )
+
+
+def _failed(rows: Sequence[Row], index: int, size: int) -> bool:
+    """Whether no rollout of the row's group was verified correct."""
+    start = index // size * size
+    return not any(row.rollout.success for row in rows[start : start + size])
 
 
 def sampling_of(config: SelfDistillConfig) -> Sampling:

@@ -30,6 +30,7 @@ def add_rollout_metrics(
         metrics.add(
             "signal_share", sum(row.teacher_prompt_ids is not None for row in rows), len(rows)
         )
+    metrics.add("single_token_share", sum(len(r.token_ids) <= 1 for r in rollouts), len(rollouts))
     metrics.add("truncated_share", sum(rollout.truncated for rollout in rollouts), len(rows))
     for suffix, wanted in (("", None), ("_correct", True), ("_wrong", False)):
         chosen = [r for r in rollouts if wanted is None or r.success is wanted]
@@ -37,6 +38,7 @@ def add_rollout_metrics(
     _add_markers(metrics, rollouts)
     for start in range(0, len(rows), group_size):
         _add_likeness(metrics, rows[start : start + group_size])
+        _add_group(metrics, rows[start : start + group_size])
 
 
 def _add_length(metrics: StepMetrics, rollouts: Sequence[Rollout], suffix: str) -> None:
@@ -58,6 +60,17 @@ def _add_markers(metrics: StepMetrics, rollouts: Sequence[Rollout]) -> None:
         metrics.add(f"{name}_per_response", count, len(rollouts))
         metrics.add(f"{name}_per_word", count, num_words)
     metrics.add("markers_published_per_1k", 1000 * published, num_tokens)
+
+
+def _add_group(metrics: StepMetrics, group: Sequence[Row]) -> None:
+    """Groups of which no rollout was verified correct, and groups of which all were: in neither
+    does the verifier prefer any rollout.
+    """
+    verdicts = [row.rollout.success for row in group]
+    if any(verdict is None for verdict in verdicts):
+        return
+    metrics.add("failed_group_share", float(not any(verdicts)))
+    metrics.add("solved_group_share", float(all(verdicts)))
 
 
 def _add_likeness(metrics: StepMetrics, group: Sequence[Row]) -> None:

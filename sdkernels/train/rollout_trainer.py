@@ -18,6 +18,7 @@ from sdkernels.contexts import Example
 from sdkernels.train.batch import MicroBatch, Row, collate
 from sdkernels.train.checkpoint import last_checkpoint, step_of
 from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.method_passes import MethodPasses
 from sdkernels.train.policy_passes import PolicyPasses
 from sdkernels.train.prepare import StepBuilder
 from sdkernels.train.records import pick_rows
@@ -39,6 +40,7 @@ class RolloutTrainer(ResumableTrainer):
     Attributes:
         builder: makes rows of prompts.
         passes: passes of the student without gradient.
+        method_passes: what the recipe needs for a whole optimisation step.
         with_teacher: whether the loss compares with a teacher.
         rollouts: the batch of rollouts that is being trained on.
         weight_sync: gives a rollout server the weights before each batch of rollouts.
@@ -47,6 +49,7 @@ class RolloutTrainer(ResumableTrainer):
     args: SelfDistillConfig
     builder: StepBuilder
     passes: PolicyPasses
+    method_passes: MethodPasses
     metrics: StepMetrics
     timers: Timers
     with_teacher: bool
@@ -79,6 +82,7 @@ class RolloutTrainer(ResumableTrainer):
         self.builder.weigh(rows, mask_BL, num_items)
         self._shown = self._rows_to_show(rows)
         batches = [self._collate(part) for part in micro_batches]
+        self.method_passes.prepare(batches, step, self.timers)
         thresholds = self.passes.thresholds_of_step(batches, self.timers)
         inputs = [
             {"input_ids": batch.student.input_ids, "micro_batch": batch, "thresholds": threshold}

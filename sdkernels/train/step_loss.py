@@ -13,16 +13,19 @@ from torch import Tensor
 
 from sdkernels import gates, recipes
 from sdkernels.engine import HiddenTeacher, LMHead, TokenStats, token_loss, token_stats
+from sdkernels.engine.stats import Tokens
 from sdkernels.recipes import Recipe
 from sdkernels.train.batch import MicroBatch
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.forward import hidden_states
 from sdkernels.train.step_metrics import Timers
+from sdkernels.train.step_switches import StepSwitches
 from sdkernels.train.teacher import TeacherWeights
+from sdkernels.train.teacher_passes import TeacherPasses, TeacherSays
 
 # Settings of the engine that a pass for plain statistics shares with the loss.
 _PLAIN = ("temperature", "teacher_temperature", "chunk_bytes", "slab_dtype", "backend", "debug")
-SUPPLIED = frozenset({"weight", "adv", "success", "gap_scale"})
+SUPPLIED = frozenset({"weight", "adv", "success", "gap_scale", "second_teacher_logp"})
 
 
 @dataclass
@@ -65,7 +68,7 @@ class StepLoss:
         self.config = config
         self.recipe = recipe
         self.gate = gate
-        self.teacher = teacher
+        self.switches = StepSwitches(gate, recipe.entropy_ceiling)
         self.engine_settings: dict[str, Any] = {
             **_temperatures(config, recipe),
             **{name: value for name, value in recipe.engine.items() if "temperature" not in name},
@@ -74,6 +77,14 @@ class StepLoss:
             "backend": config.engine_backend,
             "debug": config.engine_debug,
         }
+        self.teacher = None
+        if teacher is not None:
+            self.teacher = TeacherPasses(
+                teacher,
+                contrasts="second_teacher_logp" in recipe.inputs,
+                valid_vocab=config.valid_vocab,
+                settings=self._plain_settings,
+            )
 
     @property
     def gate_spans_step(self) -> bool:
@@ -88,44 +99,70 @@ class StepLoss:
         """Scalar loss of the micro-batch (its share of the step's mean) and the statistics of its
         tokens `[N]`.
         """
-        teacher = self._teacher_side(batch, timers)
+        says = self._teacher_says(batch, timers)
+        teacher = None if says is None else says.teacher
         with timers.section("student_forward"):
             hidden_ND = hidden_states(model, batch.student)
         with timers.section("loss"):
             head = self._head(model)
-            tokens = {
-                "weight": batch.weight_N,
-                "adv": batch.advantage_N,
-                "success": batch.success_N,
-            }
-            if "old_logp" in self.recipe.needs and batch.old_logp_N is not None:
-                tokens["old_logp"] = batch.old_logp_N
+            tokens = self.tokens(batch, says)
             gate: gates.Gate | gates.BoundGate | None = (
                 self.gate if thresholds is None else thresholds.gate
             )
             if self._needs_statistics_first(thresholds):
                 before = self._statistics(hidden_ND, head, batch, teacher)
-                mask_BL = batch.unpack(batch.keep_N)
-                if self.gate is not None and thresholds is None:
+                if self.gate is not None and thresholds is None and self.gate.needs_entropy:
                     gate = self.thresholds(batch, before.entropy).gate
                 if "gap_scale" in self.recipe.inputs:
                     gap_BL = batch.unpack(before.teacher_logp - before.logp)
+                    mask_BL = batch.unpack(batch.keep_N)
                     tokens["gap_scale"] = batch.pack(recipes.gap_scale(gap_BL, mask_BL))
-            return token_loss(
+            loss, stats = token_loss(
                 hidden_ND,
                 head,
                 self.recipe.loss_fn,
                 targets=batch.target_N,
                 teacher=teacher,
-                tokens={
-                    name: value
-                    for name, value in tokens.items()
-                    if name in self.recipe.inputs | {"old_logp"}
-                },
+                tokens=tokens,
                 mask=batch.keep_N,
                 gate=gate,
                 **self.engine_settings,
             )
+        self.switches.observe(batch, stats)
+        return loss, self._with_direction(stats, tokens)
+
+    def tokens(self, batch: MicroBatch, says: TeacherSays | None) -> dict[str, Tensor]:
+        """The per-token inputs `[N]` that the recipe reads, but for those that need statistics of
+        the student.
+        """
+        made = {
+            "weight": batch.weight_N,
+            "adv": batch.advantage_N,
+            "success": batch.success_N,
+            "signal": batch.signal_N,
+            "old_logp": batch.old_logp_N,
+            "second_teacher_logp": None if says is None else says.second_logp_N,
+            "strength": torch.full_like(batch.weight_N, batch.strength),
+            "batch_mean": None
+            if batch.batch_mean is None
+            else torch.full_like(batch.weight_N, batch.batch_mean),
+        }
+        read = self.recipe.inputs | self.recipe.optional
+        return {name: value for name, value in made.items() if value is not None and name in read}
+
+    def quantity(self, batch: MicroBatch, timers: Timers) -> Tensor:
+        """Sum and count `[2]` of the recipe's `batch_quantity` over a micro-batch; what the teacher
+        said stays in the batch for the loss.
+        """
+        assert self.recipe.batch_quantity is not None
+        assert self.teacher is not None
+        batch.teacher_says = self.teacher(batch, timers)
+        stats = self.teacher.statistics(batch, batch.teacher_says.teacher)
+        tokens = self.tokens(batch, batch.teacher_says)
+        value_N, counts_N = self.recipe.batch_quantity(stats, Tokens(tokens))
+        counts_N = counts_N & batch.keep_N
+        total = torch.where(counts_N, value_N, 0.0).sum(dtype=torch.float32)
+        return torch.stack([total, counts_N.sum().float()])
 
     def statistics(self, model: Any, batch: MicroBatch) -> TokenStats:
         """The student's log-probs and entropies of a micro-batch's tokens `[N]`, without
@@ -141,12 +178,23 @@ class StepLoss:
         bound = self.gate.bind(batch.unpack(entropy_N), batch.unpack(batch.keep_N))
         return Thresholds.packed(bound, batch)
 
-    def _teacher_side(self, batch: MicroBatch, timers: Timers) -> HiddenTeacher | None:
+    def _teacher_says(self, batch: MicroBatch, timers: Timers) -> TeacherSays | None:
         if self.teacher is None or batch.teacher is None:
             return None
-        with timers.section("teacher_forward"), self.teacher.active() as network:
-            hidden_ND = hidden_states(network, batch.teacher)
-            return HiddenTeacher(hidden_ND.detach(), self._head(network))
+        says: TeacherSays = batch.teacher_says or self.teacher(batch, timers)
+        batch.teacher_says = None
+        return says
+
+    def _with_direction(self, stats: TokenStats, tokens: dict[str, Tensor]) -> TokenStats:
+        """The statistics with the direction that acted: guards included, uniform ones too."""
+        if self.recipe.direction is None:
+            return stats
+        acted_N = self.recipe.direction(stats, Tokens(tokens))
+        return TokenStats(dict(stats.items()) | {"direction": acted_N})
+
+    @property
+    def _plain_settings(self) -> dict[str, Any]:
+        return {name: self.engine_settings[name] for name in _PLAIN}
 
     def _needs_statistics_first(self, thresholds: Thresholds | None) -> bool:
         unbound = self.gate is not None and thresholds is None and self.gate.needs_entropy
@@ -155,7 +203,6 @@ class StepLoss:
     def _statistics(
         self, hidden_ND: Tensor, head: LMHead, batch: MicroBatch, teacher: HiddenTeacher | None
     ) -> TokenStats:
-        settings = {k: v for k, v in self.engine_settings.items() if k in _PLAIN}
         with torch.no_grad():
             return token_stats(
                 hidden_ND.detach(),
@@ -163,7 +210,7 @@ class StepLoss:
                 targets=batch.target_N,
                 teacher=teacher,
                 mask=batch.keep_N,
-                **settings,
+                **self._plain_settings,
             )
 
     def _head(self, model: Any) -> LMHead:

@@ -5,6 +5,7 @@ ema       teacher <- (1 - r) * teacher + r * student after every optimiser step
 live      the student itself, without gradient
 lora_off  the student without its LoRA adapter
 snapshot  a copy of the student, renewed every N optimiser steps
+trust_region  a frozen copy and the live student, both with the teacher's prompt: logits mixed
 external  another model with the same vocabulary
 
 All of them run in eval mode under no_grad. The privileged context is not theirs: it is in the
@@ -33,7 +34,7 @@ class TeacherWeights:
         kind: see the module.
         student: the student before training, unwrapped (a PEFT model is welcome).
         model: the teacher of kind `external`, or a frozen copy that several runs share.
-        update_rate: r of `ema`.
+        update_rate: r of `ema`; the student's share of `trust_region`.
         sync_steps: N of `snapshot`.
 
     Raises:
@@ -88,15 +89,15 @@ class TeacherWeights:
         """The teacher's model, in eval mode and without gradient, adapter switched off where the
         kind says so.
         """
-        network = self.network
-        was_training = network.training
-        network.eval()
-        off = network.disable_adapter() if self.kind == "lora_off" else contextlib.nullcontext()
-        try:
-            with torch.no_grad(), off:
-                yield network
-        finally:
-            network.train(was_training)
+        off = self.network.disable_adapter() if self.kind == "lora_off" else None
+        with _at_rest(self.network), off or contextlib.nullcontext():
+            yield self.network
+
+    @contextlib.contextmanager
+    def active_student(self) -> Iterator[Any]:
+        """The student as it is, in eval mode and without gradient."""
+        with _at_rest(self._student):
+            yield self._student
 
     def after_step(self, step: int) -> None:
         """Follow the student once the optimiser has made step number `step` (from 1)."""
@@ -183,6 +184,18 @@ class TeacherWeights:
             if name in self._master:
                 self._master[name].copy_(saved)
             mine.copy_(saved)
+
+
+@contextlib.contextmanager
+def _at_rest(network: Any) -> Iterator[None]:
+    """`network` in eval mode, without gradient."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
 
 
 def is_peft(model: Any) -> bool:

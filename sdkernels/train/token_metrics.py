@@ -37,6 +37,7 @@ class TokenMetrics:
         out.
         """
         keep_N = batch.keep_N
+        told_N = told(batch)
         self.metrics.add("num_tokens", keep_N.sum())
         values = {
             name: stats[name]
@@ -45,12 +46,12 @@ class TokenMetrics:
         }
         if "teacher_logp" in stats:
             values["gap"] = stats.teacher_logp - stats.logp
-            self._add("gap_abs", values["gap"].abs(), keep_N)
+            self._add("gap_abs", values["gap"].abs(), told_N)
             self._add_negative(batch, values["gap"])
         for name, value_N in values.items():
-            self._add(name, value_N, keep_N)
+            self._add(name, value_N, keep_N if name == "entropy" else told_N)
         if "direction" in values:
-            self._add("push_share", (values["direction"] < 0).float(), keep_N)
+            self._add("push_share", (values["direction"] < 0).float(), told_N)
         self._add_by_kind(batch, values)
         self._add_by_entropy(batch, values)
 
@@ -61,8 +62,10 @@ class TokenMetrics:
     def _add_negative(self, batch: MicroBatch, gap_N: Tensor) -> None:
         """Gap and share of negative gaps, of all tokens and by the verdict on their rollout."""
         negative_N = (gap_N < 0).float()
-        self._add("gap_negative_share", negative_N, batch.keep_N)
+        told_N = told(batch)
+        self._add("gap_negative_share", negative_N, told_N)
         for name, mask_N in by_verdict(batch).items():
+            mask_N = mask_N & told_N
             self._add(f"gap_{name}", gap_N, mask_N)
             self._add(f"gap_negative_share_{name}", negative_N, mask_N)
 
@@ -73,9 +76,9 @@ class TokenMetrics:
             mask_N = batch.keep_N & (kind_N == index)
             self._add(f"{kind}_share", mask_N.float(), batch.keep_N)
             if "kl_teacher_student" in values:
-                self._add(f"kl_{kind}", values["kl_teacher_student"], mask_N)
+                self._add(f"kl_{kind}", values["kl_teacher_student"], mask_N & told(batch))
             if "gap" in values:
-                self._add(f"gap_abs_{kind}", values["gap"].abs(), mask_N)
+                self._add(f"gap_abs_{kind}", values["gap"].abs(), mask_N & told(batch))
 
     def _add_by_entropy(self, batch: MicroBatch, values: dict[str, Tensor]) -> None:
         for name in ("entropy", "teacher_entropy"):
@@ -88,8 +91,20 @@ class TokenMetrics:
         decile_N = entropy_deciles(values["entropy"], batch)
         for name in ("entropy", "gap", "direction"):
             if name in values:
-                totals_K, counts_K = decile_sums(values[name], decile_N)
+                seen_N = batch.keep_N if name == "entropy" else told(batch)
+                totals_K, counts_K = decile_sums(
+                    values[name], torch.where(seen_N, decile_N, DECILES)
+                )
                 self.metrics.add(f"{name}_by_entropy_decile", totals_K, counts_K)
+
+
+def told(batch: MicroBatch) -> Tensor:
+    """Counting tokens `[N]` whose teacher had a context: with a verifier's advantage the others
+    count too, and what their teacher says is not the method's.
+    """
+    if batch.teacher is None or batch.signal_N is None:
+        return batch.keep_N
+    return batch.keep_N & (batch.signal_N != 0)
 
 
 def by_verdict(batch: MicroBatch) -> dict[str, Tensor]:

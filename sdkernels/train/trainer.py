@@ -27,6 +27,7 @@ from sdkernels.train.hooks import StepHooks, use_compact_progress
 from sdkernels.train.interrupt import StopRequest
 from sdkernels.train.loading import context_window
 from sdkernels.train.method_checks import check_method
+from sdkernels.train.method_passes import MethodPasses
 from sdkernels.train.policy_passes import PolicyPasses
 from sdkernels.train.prepare import StepBuilder, context_limit, sampling_of_evaluation
 from sdkernels.train.ratio_metrics import add_ratio_metrics
@@ -43,6 +44,7 @@ from sdkernels.train.server import ServerRollout
 from sdkernels.train.sharding import check_mode
 from sdkernels.train.step_loss import StepLoss, make_gate
 from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
+from sdkernels.train.step_switches import split_state
 from sdkernels.train.teacher import TeacherWeights
 from sdkernels.train.token_metrics import TokenMetrics
 from sdkernels.train.weight_sync import WeightSync
@@ -108,6 +110,9 @@ class SelfDistillTrainer(RolloutTrainer):
         self.step_loss = StepLoss(args, recipe, make_gate(args, recipe), self.teacher)
         self.passes = PolicyPasses(self.step_loss, self._without_gradient, self._collate)
         self.weight_sync = weight_sync
+        self.method_passes = MethodPasses(
+            self.step_loss, self._without_gradient, self.sum_over_ranks
+        )
         self.with_teacher = self.teacher is not None
         super().__init__(
             model=model,
@@ -205,6 +210,13 @@ class SelfDistillTrainer(RolloutTrainer):
         self.timers.stop("backward")
         return loss
 
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all ranks; every one has to call it."""
+        if self.accelerator.num_processes == 1:
+            return values
+        total: Tensor = self.accelerator.reduce(values.to(self.args.device), reduction="sum")
+        return total
+
     def _without_gradient(self, function: Callable[[Any], Any]) -> Any:
         """`function` of the student, inside its wrappers' forward, in eval mode."""
 
@@ -262,13 +274,16 @@ class SelfDistillTrainer(RolloutTrainer):
         return metrics
 
     def teacher_state(self) -> dict[str, Tensor]:
-        """See `TeacherWeights.state`."""
-        return {} if self.teacher is None else self.teacher.state()
+        """See `TeacherWeights.state` and `StepSwitches.state`."""
+        state = {} if self.teacher is None else self.teacher.state()
+        return state | self.step_loss.switches.state()
 
     def load_teacher_state(self, state: dict[str, Tensor]) -> None:
-        """See `TeacherWeights.load_state`."""
+        """See `TeacherWeights.load_state` and `StepSwitches.load_state`."""
+        own, switches = split_state(state)
+        self.step_loss.switches.load_state(switches)
         if self.teacher is not None:
-            self.teacher.load_state(state)
+            self.teacher.load_state(own)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """See `ResumableTrainer.train`."""

@@ -7,6 +7,7 @@ from recipes.world import (
     World,
     check,
     make_world,
+    plain_stats,
     run_engine,
     run_plain,
     surrogate,
@@ -236,3 +237,102 @@ def test_settings_of_the_other_form_are_refused() -> None:
 def test_gate_missing() -> None:
     with pytest.raises(ValueError, match="gate="):
         run_engine(recipes.get("dasd"), make_world().without("tau", "sigma"))
+
+
+def small(form: str) -> dict[str, Any]:
+    """The form, with as many ids as the world has."""
+    return {"form": form} | ({"topk": 5} if form == "logit_level" else {})
+
+
+@pytest.mark.parametrize(("direction", "sign"), [("pull", 1.0), ("push", -1.0)])
+@pytest.mark.parametrize("form", ["advantage", "full_vocab", "logit_level"])
+def test_the_token_analysis_moves_all_tokens_alike(form: str, direction: str, sign: float) -> None:
+    """Uniform pull and push: as with a gate that says the same everywhere, and without one."""
+    world = make_world()
+    extreme = world.having(
+        tau=torch.full((12,), sign * 1e9, dtype=torch.float64), sigma=torch.ones(12)
+    )
+    cfg: dict[str, Any] = small(form) | {"push_min_prob": 0.0}
+    uniform = recipes.get("dasd", direction=direction, **cfg)
+    for ours, theirs in zip(
+        run_engine(uniform, world.without("tau", "sigma")),
+        run_engine(recipes.get("dasd", **cfg), extreme),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+    assert "gate" not in uniform.needs
+    assert uniform.gates == ()
+
+
+def logit_level(world: World, k: int) -> Tensor:
+    """- w sum_v S(v) clip(gap(v) / scale) log S(v) over k ids and the rest, token by token."""
+    s, t = world.student_logp().exp(), world.teacher_logp().exp()
+    ids = s.detach().topk(k).indices
+    s, t = s.gather(-1, ids), t.gather(-1, ids)
+    s = torch.cat([s, 1 - s.sum(-1, keepdim=True)], -1)
+    t = torch.cat([t, 1 - t.sum(-1, keepdim=True)], -1)
+    scale = world.tokens["gap_scale"][:, None]
+    g = ((t / s).log() / scale).clamp(-2.0, 2.0).detach()
+    return -(s.detach() * g * s.log()).sum(-1)
+
+
+@pytest.mark.parametrize("k", [4, 22])
+def test_the_logit_level_form(k: int) -> None:
+    def formula(world: World) -> Tensor:
+        return surrogate(world) + 0.3 * logit_level(world, k)
+
+    recipe = recipes.get(
+        "dasd", form="logit_level", topk=k, gap_clip=2.0, beta=0.3, direction="pull"
+    )
+    check(recipe, formula, make_world())
+    assert recipe.inputs == {"weight", "adv", "gap_scale"}
+
+
+def test_unclipped_the_logit_level_form_pulls_as_kl_student_teacher_does() -> None:
+    """SDPO's proposition 2.1: its gradient is that of KL(S||T)."""
+    recipe = recipes.get(
+        "dasd",
+        form="logit_level",
+        topk=1,
+        gap_clip=50.0,
+        beta=1.0,
+        direction="pull",
+        verifier_weight=0,
+    )
+    world = two_way_world(0.3, 0.6, gap_scale=1.0)
+    expected = run_plain(recipes.get("sdpo", alpha=1.0), two_way_world(0.3, 0.6))[2]
+    torch.testing.assert_close(run_plain(recipe, world)[2], expected)
+
+
+def test_no_push_above_the_entropy_ceiling() -> None:
+    world = two_way_world(0.5, 0.9, adv=1.0, gap_scale=1.0)
+    grpo = run_plain(recipes.get("grpo"), world)[2]
+    for direction, strength, acts in (
+        ("push", 0.0, False),
+        ("push", 1.0, True),
+        ("pull", 0.0, True),
+    ):
+        recipe = recipes.get("dasd", direction=direction, push_ceiling=1.5)
+        hot = world.having(strength=torch.tensor([strength], dtype=torch.float64))
+        assert torch.equal(run_plain(recipe, hot)[2], grpo) != acts
+    assert recipes.get("dasd", push_ceiling=1.5).entropy_ceiling == 1.5
+    assert recipes.get("dasd").entropy_ceiling is None
+
+
+@pytest.mark.parametrize("form", ["advantage", "full_vocab", "logit_level"])
+def test_where_the_teacher_saw_no_context_it_is_grpo(form: str) -> None:
+    world = make_world()
+    silent = world.having(signal=torch.zeros(12))
+    recipe = recipes.get("dasd", **small(form))
+    torch.testing.assert_close(run_plain(recipe, silent), run_plain(recipes.get("grpo"), world))
+    assert recipe.anchored
+    assert not recipes.get("dasd", form=form, verifier_weight=0).anchored
+
+
+def test_the_direction_for_the_logs_is_the_guarded_one() -> None:
+    recipe = recipes.get("dasd", push_min_prob=0.2)
+    assert recipe.direction is not None
+    for p, expected in ((0.1, 0.0), (0.5, -1.0)):
+        world = two_way_world(p, 0.9, tau=0.0, sigma=1e-3)
+        acted = recipe.direction(plain_stats(world, {}), Tokens(world.tokens))
+        assert acted.item() == pytest.approx(expected)

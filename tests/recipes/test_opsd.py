@@ -109,3 +109,16 @@ def test_an_entry_clip_is_refused_where_none_is_defined() -> None:
 def test_one_renormalised_id_is_refused() -> None:
     with pytest.raises(ValueError, match="no signal"):
         recipes.get("opsd", support="teacher_topk", topk=1)
+
+
+def test_on_the_sampled_token_it_is_a_policy_gradient_towards_the_teacher() -> None:
+    def formula(world: World) -> Tensor:
+        log_s = world.at_y(world.student_logp(1.1))
+        gap = world.at_y(world.teacher_logp(1.1)) - log_s
+        return -gap.detach() * log_s
+
+    recipe = recipes.get("opsd", support="sampled")
+    check(recipe, formula, make_world())
+    assert (recipe.config["beta"], recipe.config["entry_clip"]) == (1.0, None)
+    with pytest.raises(ValueError, match=r"beta=0.5 has no effect with support='sampled'"):
+        recipes.get("opsd", support="sampled", beta=0.5)

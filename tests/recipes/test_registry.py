@@ -25,6 +25,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("sdpo", {"support": "student_topk", "topk": 5}),
     ("sdpo", {"support": "student_topk", "topk": 5, "tail": False, "alpha": 0.0}),
     ("sdpo", {"support": "sampled"}),
+    ("sdpo", {"grpo_weight": 0.9}),
+    ("opsd", {"support": "sampled"}),
     ("sdft", {}),
     ("gkd", {}),
     ("distill_sampled", {}),
@@ -42,6 +44,8 @@ CONFIGURATIONS: list[tuple[str, dict[str, Any]]] = [
     ("dasd", {}),
     ("dasd", {"push_all_fail": False}),
     ("dasd", {"form": "full_vocab"}),
+    ("dasd", {"form": "logit_level", "topk": 5}),
+    ("dasd", {"direction": "push", "push_ceiling": 1.5}),
 ]
 every_configuration = pytest.mark.parametrize(("name", "cfg"), CONFIGURATIONS)
 

@@ -47,7 +47,8 @@ def test_two_means_with_it() -> None:
     world = world.having(weight=there / there.sum().double())
     recipe = recipes.get("rlcsd", tau=2.0, eta=0.7, threshold=0.8, lam=0.8, beta=1.5, bound=0.9)
     assert recipe.batch_quantity is not None
-    value, counts = recipe.batch_quantity(plain_stats(world, {}), Tokens(world.tokens))
+    teacher = sd.TokenStats({"teacher_logp": plain_stats(world, {}).teacher_logp})
+    value, counts = recipe.batch_quantity(teacher, Tokens(world.tokens))
     share = value[counts].mean()
     assert 0 < share < 1
 

@@ -9,6 +9,7 @@ from recipes.world import (
     make_world,
     run_engine,
     run_plain,
+    surrogate,
     teacher_is_student,
     two_way_world,
 )
@@ -173,3 +174,43 @@ def test_alpha_is_refused_on_the_sampled_token() -> None:
 def test_one_renormalised_id_is_refused() -> None:
     with pytest.raises(ValueError, match=r"topk=1 with tail=False gives no signal"):
         recipes.get("sdpo", support="student_topk", topk=1, tail=False)
+
+
+@pytest.mark.parametrize("support", ["full", "sampled"])
+def test_the_hybrid_adds_grpo(support: str) -> None:
+    def formula(world: World) -> Tensor:
+        log_s, log_t = world.at_y(world.student_logp()), world.at_y(world.teacher_logp())
+        pulled = (log_s - log_t).detach() * log_s
+        if support == "full":
+            pulled = jsd(world.student_logp().exp(), world.teacher_logp().exp(), 0.5)
+        return 0.9 * surrogate(world) + 0.1 * weight(world) * pulled
+
+    recipe = recipes.get("sdpo", grpo_weight=0.9, support=support)
+    check(recipe, formula, make_world())
+    assert recipe.needs == {"teacher", "rewards", "group", "old_logp"}
+    assert recipe.anchored
+
+
+def test_the_hybrid_without_a_context_is_grpo_alone() -> None:
+    world = make_world()
+    silent = world.having(signal=torch.zeros(12))
+    grpo = run_plain(recipes.get("grpo"), world)
+    for ours, theirs in zip(
+        run_plain(recipes.get("sdpo", grpo_weight=0.9), silent), grpo, strict=True
+    ):
+        torch.testing.assert_close(ours, 0.9 * theirs)
+
+
+def test_the_sampled_gap_is_bounded_by_a_setting() -> None:
+    """5 nats in the test-time setting."""
+    world = two_way_world(0.5, 1e-6)
+    loss = run_plain(recipes.get("sdpo", support="sampled", gap_clip=5.0), world)[0]
+    assert loss.item() == pytest.approx(5.0 * math.log(0.5))
+
+
+def test_settings_of_the_hybrid_without_it_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"clip_low=0.1 has no effect .* use it with grpo_weight > 0"
+    ):
+        recipes.get("sdpo", clip_low=0.1)
+    assert recipes.get("sdpo").config["clip_low"] is None

@@ -14,6 +14,7 @@ from recipes.world import (
 )
 from torch import Tensor
 
+import sdkernels as sd
 from sdkernels import recipes
 from sdkernels.engine.stats import Tokens
 
@@ -38,7 +39,8 @@ def test_the_formula_with_weights_of_mean_1(seed: int) -> None:
     world = make_world(seed=seed)
     recipe = recipes.get("srpo")
     assert recipe.batch_quantity is not None
-    value, counts = recipe.batch_quantity(plain_stats(world, {}), Tokens(world.tokens))
+    teacher = sd.TokenStats({"teacher_entropy": plain_stats(world, {}).teacher_entropy})
+    value, counts = recipe.batch_quantity(teacher, Tokens(world.tokens))
     mean = value[counts].mean()
 
     def formula(w: World) -> Tensor:

@@ -38,7 +38,9 @@ class Texts:
 
 @pytest.fixture
 def build(make_config, tokenizer):
-    def make(examples, texts, *, recipe="dasd", context="sibling_solution", **changes):
+    def make(
+        examples, texts, *, recipe="dasd", context="sibling_solution", services=None, **changes
+    ):
         config = make_config(recipe=recipe, context=context, **{"num_generations": 2} | changes)
         backend = Texts(tokenizer, texts)
         builder = StepBuilder(
@@ -47,7 +49,7 @@ def build(make_config, tokenizer):
             recipes.get(recipe),
             contexts.get(context),
             backend,
-            Services(tokenizer=tokenizer),
+            services or Services(tokenizer=tokenizer),
             window=1024,
         )
         metrics = StepMetrics()
@@ -76,6 +78,9 @@ def test_groups_have_their_own_advantages_and_siblings(build, make_problems):
     assert [row.teacher_prompt_ids is not None for row in rows] == [False, True, False, False]
     assert metrics["signal_share"] == 0.25
     assert (metrics["accuracy"], metrics["truncated_share"]) == (0.25, 0.25)
+    # The others keep their verifier's advantage; a recipe that has none for them leaves them out.
+    assert builder.mask(rows).any(dim=1).all()
+    builder.recipe = recipes.get("sdpo")
     assert builder.mask(rows).any(dim=1).tolist() == [False, True, False, False]
 
 
@@ -162,3 +167,61 @@ def test_limits_and_sampling(make_config):
     assert sampling_of(config).temperature == 1.0
     assert sampling_of_evaluation(config).temperature == 0.0
     assert sampling_of_evaluation(make_config(temperature=0.6)).temperature == 0.6
+
+
+def test_negatives_of_the_contrasting_teacher(build, make_problems, tokenizer):
+    (first,) = make_problems(1)
+    texts = ["Answer: 3", "Answer: 4", "Answer: 5"]
+    builder, rows, _ = build(
+        [first], texts, recipe="rlcsd", context="contrastive", num_generations=3
+    )
+    # The first has no other correct response beside it; the wrong ones have one wrong other each.
+    assert [len(row.negative_prompt_ids) for row in rows] == [0, 1, 1]
+    assert "Answer: 5" in tokenizer.decode(rows[1].negative_prompt_ids[0])
+    assert "Answer: 3" in tokenizer.decode(rows[1].teacher_prompt_ids)
+    assert builder.mask(rows).any(dim=1).tolist() == [False, True, True]
+
+
+class Writer:
+    """Quotes the answer of wrong responses as their error."""
+
+    def write(self, prompts):
+        return ["<quote>4 cut</quote><why>count again</why>"] * len(prompts)
+
+
+def test_a_wrong_response_counts_from_its_error_on(build, make_problems):
+    (first,) = make_problems(1)
+    services = Services(writer=Writer())
+    texts = ["Answer: 3", "Answer: 4 cut"]
+    builder, rows, _ = build(
+        [first], texts, recipe="rosd", context="self_reflection", services=services
+    )
+    lengths = [len(row.response_ids) for row in rows]
+    assert rows[1].error_start == len("Answer: ")
+    counted = [int(row.sum()) for row in builder.mask(rows)]
+    assert counted == [lengths[0], lengths[1] - len("Answer: ")]
+    # Without localisation, and for other recipes, the whole response counts.
+    for recipe in (recipes.get("rosd", localise=False), recipes.get("sdpo")):
+        rows[1].error_start = 0
+        builder.recipe = recipe
+        builder._set_teacher_prompts(rows)
+        assert rows[1].error_start == 0
+
+
+def test_groups_without_success_are_skipped_by_rosd(build, make_problems):
+    first, second = make_problems(2)
+    texts = ["Answer: 3", "Answer: 4", "Answer: 1", "Answer: 2"]
+    _, rows, metrics = build([first, second], texts, recipe="rosd", context="reference_solution")
+    has_prompt = [row.teacher_prompt_ids is not None for row in rows]
+    assert has_prompt == [True, True, False, False]
+    assert metrics["failed_group_share"] == 0.5
+    assert metrics["solved_group_share"] == 0.0
+
+
+def test_solved_groups_and_single_tokens_are_logged(build, make_problems):
+    (first,) = make_problems(1)
+    _, rows, metrics = build([first], ["Answer: 3", "Answer: 3"], recipe="srpo")
+    assert [row.advantage for row in rows] == [0, 0]
+    assert (metrics["solved_group_share"], metrics["failed_group_share"]) == (1.0, 0.0)
+    _, _, metrics = build([first], ["a", "bb"])
+    assert metrics["single_token_share"] == 0.5

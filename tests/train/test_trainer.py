@@ -100,21 +100,34 @@ def test_a_context_gives_a_gap(make_trainer):
 # --- accumulation and packing ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+# What is normalised over a batch must not depend on how the batch is cut.
+CUT = [
+    ("sdpo", {}),
+    ("dasd", {}),
+    ("dasd", {"gate_args": {"scope": "batch", "min_tokens": 1}}),
+    ("grpo", {}),
+]
+CUT_NEW = [
+    ("srpo", {"context": "sibling_solution"}),
+    ("rlcsd", {"recipe_args": {"tau": 1.0, "threshold": 0.3}}),
+    ("cepo", {"context": "contrastive"}),
+    ("antisd", {"gate_args": {"warmup_steps": 1}}),
+]
+
+
 @pytest.mark.parametrize(
-    ("recipe", "settings"),
+    ("aggregation", "recipe", "settings"),
     [
-        ("sdpo", {}),
-        ("dasd", {}),
-        ("dasd", {"gate_args": {"scope": "batch", "min_tokens": 1}}),
-        ("grpo", {}),
+        *(("token_mean", *case) for case in CUT + CUT_NEW),
+        *(("sequence_mean", *case) for case in CUT),
     ],
 )
 def test_accumulation_1x8_equals_8x1(
     make_trainer, make_model, tokenizer, tmp_path, recipe, settings, aggregation
 ):
     results = []
-    for size, accumulation in ((1, 8), (8, 1), (3, 3)):
+    sizes = ((1, 8), (8, 1), (3, 3))
+    for size, accumulation in sizes if (recipe, settings) in CUT else sizes[:2]:
         model = make_model()
         trainer = make_trainer(
             model=model,
@@ -145,6 +158,13 @@ def test_accumulation_1x8_equals_8x1(
                 )
                 assert theirs[key] == expected, key
         assert largest_difference(reference_weights, other_weights) < 2e-6
+
+
+class Writer:
+    """Explains, without a quote."""
+
+    def write(self, prompts: list[Any]) -> list[str]:
+        return ["<why>Add one by one.</why>"] * len(prompts)
 
 
 def by_length(text: str, example: Example) -> Any:
@@ -181,8 +201,6 @@ def test_sampled_rollouts_do_not_depend_on_accumulation(make_trainer, make_confi
 
 def test_every_recipe_learns_or_says_what_it_needs(make_trainer, make_model, tmp_path):
     for name in recipes.names():
-        if "second_teacher_logp" in recipes.get(name).inputs:
-            continue
         model = make_model()
         before = weights(model)
         trainer = make_trainer(
@@ -192,6 +210,7 @@ def test_every_recipe_learns_or_says_what_it_needs(make_trainer, make_model, tmp
             num_generations=3,
             max_completion_length=12,
             output_dir=str(tmp_path / name),
+            critic=Writer(),
         )
         trainer.builder.verifier = by_length
         trainer.train()
