@@ -20,7 +20,7 @@ LAYERS = [
     {"contexts"},
     {"train"},
     {"report", "integrations"},
-    {"bench"},
+    {"bench", "lab"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

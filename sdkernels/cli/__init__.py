@@ -21,6 +21,7 @@ COMMANDS = {
     "data": "make training data: sample verified traces, select examples by IFD",
     "report": "build report.html, plots and summary.json from run folders",
     "reproduce": "run a published experiment, at full scale or as a smoke test",
+    "lab": "a small world, trained from scratch, in which self-distillation can be measured",
     "contexts": "list what a teacher can be shown; render one on a sample",
     "recipes": "list the losses with their settings and sources",
     "bench": "time and memory of a loss against other libraries and the bare matrix products",

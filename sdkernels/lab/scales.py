@@ -1,0 +1,83 @@
+"""How much of the lab is run: sizes, and the grid of conditions, coverages and families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sdkernels.lab.conditions import GRPO, PULLS, ROUTED, Cell, Condition
+from sdkernels.lab.distill import DistillPlan
+from sdkernels.lab.model import Size
+from sdkernels.lab.pretrain import BasePlan
+
+ONE_FAMILY = ("product",)
+SEVERAL_FAMILIES = ("sum", "product")
+OTHER_FAMILIES = ("digits", "mixed")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Everything that decides the numbers of a run, but the seeds.
+
+    Attributes:
+        coverages: numbers of training problems, in several families, for GRPO and the pulls.
+        routed_coverage: the one at which pull, push and DASD are compared.
+        one_family_coverages: those that are run in one family as well, by `one_family`.
+        eval_problems, eval_samples: per problem set.
+    """
+
+    name: str
+    base: BasePlan = field(default_factory=BasePlan)
+    distill: DistillPlan = field(default_factory=DistillPlan)
+    coverages: tuple[int, ...] = (1, 8, 256)
+    routed_coverage: int = 256
+    one_family_coverages: tuple[int, ...] = (256,)
+    one_family: tuple[str, ...] = (GRPO.name, "pull_solution")
+    long_lengths: tuple[int, ...] = (4, 5)
+    eval_problems: int = 48
+    eval_samples: int = 4
+    default_seeds: int = 3
+
+    def cells(self, seeds: int) -> list[Cell]:
+        """All cells, seed after seed, so that a run that is cut short has whole repetitions."""
+        found = []
+        for seed in range(seeds):
+            plan = [(one, n) for n in self.coverages for one in (GRPO, *PULLS)]
+            plan += [(one, self.routed_coverage) for one in ROUTED]
+            found += [_cell(one, n, SEVERAL_FAMILIES, seed) for one, n in plan]
+            for coverage in self.one_family_coverages:
+                found += [Cell(name, coverage, ONE_FAMILY, seed) for name in self.one_family]
+        return found
+
+
+def _cell(condition: Condition, coverage: int, families: tuple[str, ...], seed: int) -> Cell:
+    return Cell(condition.name, coverage, families, seed)
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale(
+            "smoke",
+            base=BasePlan(Size(32, 2, 2), steps=30, batch_tokens=1024),
+            distill=DistillPlan(steps=2, prompts=2, rollouts=4, lengths=(1, 2)),
+            coverages=(1, 8),
+            routed_coverage=8,
+            one_family_coverages=(8,),
+            long_lengths=(3,),
+            eval_problems=4,
+            eval_samples=2,
+            default_seeds=1,
+        ),
+        Scale("default"),
+        Scale(
+            "full",
+            base=BasePlan(Size(256, 6, 8), steps=6000, batch_tokens=8192, learning_rate=1e-3),
+            distill=DistillPlan(steps=100, prompts=16, rollouts=8, learning_rate=1e-4),
+            coverages=(1, 8, 64, 128, 512, 4096),
+            one_family_coverages=(1, 8, 64, 512),
+            eval_problems=256,
+            eval_samples=16,
+            default_seeds=5,
+        ),
+    )
+}
