@@ -1,7 +1,7 @@
 """What the lab's teacher sees besides the problem, and how a trace looks that makes use of it.
 
 The same names as in `sdkernels.contexts`, over the lab's tokens: text prompts and chat templates
-have no meaning for a model of forty words. Poorest first.
+have no meaning for a model of 28 words. Poorest first.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ Show = Callable[[random.Random, Problem], "tuple[list[str], list[Worked]]"]
 
 @dataclass(frozen=True)
 class LabContext:
-    """A context: `build` for the teacher's prompt, `show` for the base model's training data."""
+    """A context: `build` for the teacher's prompt, `show` for the base model's training data.
+
+    `reads_response`: whether `build` looks at the response.
+    """
 
     name: str
     summary: str
     build: Build
     show: Show
+    reads_response: bool = False
 
 
 def _none(_problem: Problem, _response: Sequence[str]) -> list[str]:
@@ -133,6 +137,7 @@ CONTEXTS = {
             "the student's own steps, wrong ones corrected, right ones word for word",
             _critique,
             _show_critique,
+            reads_response=True,
         ),
         LabContext("solution", "every value, without guesses and waits", _solution, _show_solution),
     )

@@ -17,8 +17,8 @@ from sdkernels.lab.vocabulary import WAIT, decode, encode
 from sdkernels.train.statistics import pass_at_k
 
 # The longest step with its check, and its separator; the answer and `<end>`.
-STEP_TOKENS, ANSWER_TOKENS = 31, 4
-EVAL_TEMPERATURE = 0.6
+STEP_TOKENS, ANSWER_TOKENS = 29, 4
+EVAL_TEMPERATURE = 1.0
 
 # Metrics that are a mean over problems, each with its title; the others are shares of all steps.
 PER_PROBLEM = {
@@ -100,14 +100,15 @@ def evaluate(
     rows = [problem for problem in problems for _ in range(samples)]
     prompts = [encode(problem.prompt()) for problem in rows]
     settings: dict[str, Any] = {"generator": generator, "max_new_tokens": room(problems)}
-    if context != "none":
-        own = sample(model, prompts, temperature=temperature, **settings)
-        # Without a readable step there is nothing to criticise: the teacher sees the problem alone.
-        shown = [
-            CONTEXTS[context].build(problem, decode(attempt.ids)) or []
-            for problem, attempt in zip(rows, own, strict=True)
+    shown = CONTEXTS[context]
+    own: list[list[str]] = [[] for _ in rows]
+    if shown.reads_response:
+        own = [
+            decode(one.ids) for one in sample(model, prompts, temperature=temperature, **settings)
         ]
-        prompts = [encode(p.prompt(words)) for p, words in zip(rows, shown, strict=True)]
+    # Without a readable step there is nothing to criticise: the teacher sees the problem alone.
+    words = [shown.build(*pair) or [] for pair in zip(rows, own, strict=True)]
+    prompts = [encode(problem.prompt(seen)) for problem, seen in zip(rows, words, strict=True)]
     found = sample(model, prompts, temperature=temperature, banned=banned, **settings)
     return measure([grade(*pair) for pair in zip(rows, found, strict=True)], samples)
 

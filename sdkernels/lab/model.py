@@ -1,4 +1,4 @@
-"""The lab's model: a Llama of a million parameters over forty words, and its hidden states."""
+"""The lab's model: a Llama of a million parameters over 28 words, and its hidden states."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sdkernels.lab.conditions import GRPO, PULLS, ROUTED, Cell, Condition
+from sdkernels.lab.conditions import GRPO, PULLS, ROUTED, Cell
 from sdkernels.lab.distill import DistillPlan
 from sdkernels.lab.model import Size
 from sdkernels.lab.pretrain import BasePlan
@@ -19,9 +19,9 @@ class Scale:
     """Everything that decides the numbers of a run, but the seeds.
 
     Attributes:
-        coverages: numbers of training problems, in several families, for GRPO and the pulls.
-        routed_coverage: the one at which pull, push and DASD are compared.
-        one_family_coverages: those that are run in one family as well, by `one_family`.
+        coverages: numbers of training problems, in several families, for the conditions `swept`.
+        routed_coverage: the one at which the conditions `routed` are compared.
+        one_family_coverages: those at which `one_family` is run in one family as well.
         eval_problems, eval_samples: per problem set.
     """
 
@@ -29,7 +29,9 @@ class Scale:
     base: BasePlan = field(default_factory=BasePlan)
     distill: DistillPlan = field(default_factory=DistillPlan)
     coverages: tuple[int, ...] = (1, 8, 256)
+    swept: tuple[str, ...] = (GRPO.name, *(one.name for one in PULLS))
     routed_coverage: int = 256
+    routed: tuple[str, ...] = tuple(one.name for one in ROUTED)
     one_family_coverages: tuple[int, ...] = (256,)
     one_family: tuple[str, ...] = (GRPO.name, "pull_solution")
     long_lengths: tuple[int, ...] = (4, 5)
@@ -41,16 +43,20 @@ class Scale:
         """All cells, seed after seed, so that a run that is cut short has whole repetitions."""
         found = []
         for seed in range(seeds):
-            plan = [(one, n) for n in self.coverages for one in (GRPO, *PULLS)]
-            plan += [(one, self.routed_coverage) for one in ROUTED]
-            found += [_cell(one, n, SEVERAL_FAMILIES, seed) for one, n in plan]
-            for coverage in self.one_family_coverages:
-                found += [Cell(name, coverage, ONE_FAMILY, seed) for name in self.one_family]
+            found += [
+                Cell(name, coverage, SEVERAL_FAMILIES, seed)
+                for coverage in self.coverages
+                for name in self.swept
+            ]
+            found += [
+                Cell(name, self.routed_coverage, SEVERAL_FAMILIES, seed) for name in self.routed
+            ]
+            found += [
+                Cell(name, coverage, ONE_FAMILY, seed)
+                for coverage in self.one_family_coverages
+                for name in self.one_family
+            ]
         return found
-
-
-def _cell(condition: Condition, coverage: int, families: tuple[str, ...], seed: int) -> Cell:
-    return Cell(condition.name, coverage, families, seed)
 
 
 SCALES = {
