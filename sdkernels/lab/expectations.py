@@ -20,19 +20,23 @@ HOLDS, FAILS, OPEN = "holds", "fails", "open"
 DEGRADE, ALIGN, DASD = "2603.24472", "2606.11173", "2605.22263"
 
 Difference = Callable[[Results], "Estimate | None"]
-Row = tuple[str, str, str, int, Difference]
 
 
 @dataclass(frozen=True)
 class Expectation:
-    """A statement, where it comes from, and the difference that it says is above (1) or below (-1)
-    0; None where the cells for it are missing.
+    """A statement about a difference.
+
+    Attributes:
+        statement, source: what is expected, and who makes one expect it.
+        sign: 1 where the difference should be above 0, -1 where below.
+        metric: what differs.
+        difference: from the results; None where cells for it are missing.
     """
 
-    key: str
-    source: str
     statement: str
+    source: str
     sign: int
+    metric: str
     difference: Difference
 
 
@@ -55,240 +59,217 @@ def judge(expectation: Expectation, results: Results) -> Verdict:
     return Verdict(expectation, estimate, outcome)
 
 
-def group(condition: str, coverage: int, families: tuple[str, ...] = SEVERAL_FAMILIES) -> str:
-    """The name of a group of cells."""
+def expectations(scale: Scale) -> list[Expectation]:
+    """The expectations, for the coverages of this scale."""
+    few, many = scale.coverages[:2][-1], scale.coverages[-1]
+    middle = scale.routed_coverage
+    parts = (_coverage(few, many), _families(middle), _alignment(middle), _routing(middle))
+    return _premises() + [one for part in parts for one in part]
+
+
+def _group(condition: str, coverage: int, families: tuple[str, ...] = SEVERAL_FAMILIES) -> str:
     return Cell(condition, coverage, families, 0).group
 
 
-def change(name: str, part: str, metric: str) -> Difference:
-    """Change from the base model."""
+def _change(
+    source: str, statement: str, sign: int, group: str, part: str, metric: str
+) -> Expectation:
+    """A change from the base model."""
 
     def found(results: Results) -> Estimate | None:
-        return results.change(name, part, metric) if results.has(name) else None
+        return results.change(group, part, metric) if results.has(group) else None
 
-    return found
+    return Expectation(statement, source, sign, metric, found)
 
 
-def versus(name: str, other: str, part: str, metric: str) -> Difference:
-    """Difference between two groups."""
+def _versus(
+    source: str, statement: str, sign: int, groups: tuple[str, str], part: str, metric: str
+) -> Expectation:
+    """The first group minus the second."""
 
     def found(results: Results) -> Estimate | None:
-        if not results.has(name, other):
-            return None
-        return results.difference(name, other, part, metric)
+        return results.difference(*groups, part, metric) if results.has(*groups) else None
 
-    return found
+    return Expectation(statement, source, sign, metric, found)
 
 
-def teacher(context: str, metric: str) -> Difference:
-    """The base model as teacher under a context, minus without one."""
+def _informed(statement: str, sign: int, metric: str) -> Expectation:
+    """The base model as teacher that sees the solution, minus alone."""
 
     def found(results: Results) -> Estimate | None:
         told, alone = (
             np.array([results.facts["teacher"][name]["problems"][metric]])
-            for name in (context, "none")
+            for name in ("solution", "none")
         )
         return bootstrap(told - alone)
 
-    return found
+    return Expectation(statement, DEGRADE, sign, metric, found)
 
 
-def without_wait(part: str) -> Difference:
-    """Accuracy of the base model with `wait` banned, minus with it."""
+def _without_wait(statement: str, part: str) -> Expectation:
+    """The base model with `wait` banned, minus free."""
 
     def found(results: Results) -> Estimate | None:
         free = results.facts["sets"]["+".join(SEVERAL_FAMILIES)][part]["problems"]["accuracy"]
         banned = results.facts["without_wait"][part]["problems"]["accuracy"]
         return bootstrap(np.array([banned]) - np.array([free]))
 
-    return found
+    return Expectation(statement, "premise", -1, "accuracy", found)
 
 
-def expectations(scale: Scale) -> list[Expectation]:
-    """The expectations, for the coverages of this scale."""
-    few, many, middle = scale.coverages[1], scale.coverages[-1], scale.routed_coverage
-    rows = [*_premises(), *_coverage(few, many), *_families(middle), *_alignment(middle)]
-    return [Expectation(*row) for row in [*rows, *_routing(middle)]]
-
-
-def _premises() -> list[Row]:
-    banned, told = without_wait, teacher
+def _premises() -> list[Expectation]:
     return [
-        (
-            "waits help",
-            "premise",
-            "without wait the base model is less accurate in domain",
-            -1,
-            banned("in_domain"),
-        ),
-        (
-            "waits help on longer",
-            "premise",
-            "without wait the base model is less accurate on longer chains",
-            -1,
-            banned("longer"),
-        ),
-        (
-            "teacher accuracy",
-            DEGRADE,
-            "the base model is more accurate when it sees the solution",
-            1,
-            told("solution", "accuracy"),
-        ),
-        (
-            "teacher waits",
-            DEGRADE,
-            "the base model waits less when it sees the solution",
-            -1,
-            told("solution", "waits"),
-        ),
+        _without_wait("without wait the base model is less accurate in domain", "in_domain"),
+        _without_wait("without wait the base model is less accurate on longer chains", "longer"),
+        _informed("the base model is more accurate when it sees the solution", 1, "accuracy"),
+        _informed("the base model waits less when it sees the solution", -1, "waits"),
     ]
 
 
-def _coverage(few: int, many: int) -> list[Row]:
-    pull_few, pull_many = group("pull_solution", few), group("pull_solution", many)
-    grpo_few, grpo_many = group("grpo", few), group("grpo", many)
-    hint = group("pull_hint", many)
+def _coverage(few: int, many: int) -> list[Expectation]:
+    pulls = {n: _group("pull_solution", n) for n in (few, many)}
+    grpo = {n: _group("grpo", n) for n in (few, many)}
+    hint = _group("pull_hint", many)
     return [
-        (
-            "waits fall",
+        _change(
             DEGRADE,
             f"{many} problems: the pull to the solution removes waits",
             -1,
-            change(pull_many, "in_domain", "waits"),
+            pulls[many],
+            "in_domain",
+            "waits",
         ),
-        (
-            "richness",
+        _versus(
             DEGRADE,
             f"{many} problems: the solution removes more waits than a hint",
             -1,
-            versus(pull_many, hint, "in_domain", "waits"),
+            (pulls[many], hint),
+            "in_domain",
+            "waits",
         ),
-        (
-            "fast in domain",
+        _versus(
             DEGRADE,
             f"{few} problems: the pull to the solution beats GRPO on these problems",
             1,
-            versus(pull_few, grpo_few, "seen", "accuracy"),
+            (pulls[few], grpo[few]),
+            "seen",
+            "accuracy",
         ),
-        (
-            "harm on longer",
-            DEGRADE,
-            f"{few} problems: the pull to the solution loses accuracy on longer chains",
-            -1,
-            change(pull_few, "longer", "accuracy"),
+        *(
+            _change(
+                DEGRADE,
+                f"{few} problems: the pull to the solution loses accuracy on {title}",
+                -1,
+                pulls[few],
+                part,
+                "accuracy",
+            )
+            for part, title in (("longer", "longer chains"), ("other", "other families"))
         ),
-        (
-            "harm on other",
-            DEGRADE,
-            f"{few} problems: the pull to the solution loses accuracy on other families",
-            -1,
-            change(pull_few, "other", "accuracy"),
-        ),
-        (
-            "coverage heals",
+        _versus(
             DEGRADE,
             f"the pull to the solution does better on other families with {many} than with {few}",
             1,
-            versus(pull_many, pull_few, "other", "accuracy"),
+            (pulls[many], pulls[few]),
+            "other",
+            "accuracy",
         ),
-        (
-            "GRPO scales",
+        _versus(
             DEGRADE,
             f"GRPO gains more on fresh problems with {many} problems than with {few}",
             1,
-            versus(grpo_many, grpo_few, "in_domain", "accuracy"),
+            (grpo[many], grpo[few]),
+            "in_domain",
+            "accuracy",
         ),
-        (
-            "GRPO generalises",
+        _versus(
             DEGRADE,
             f"{many} problems: GRPO beats the pull to the solution on longer chains",
             1,
-            versus(grpo_many, pull_many, "longer", "accuracy"),
+            (grpo[many], pulls[many]),
+            "longer",
+            "accuracy",
         ),
     ]
 
 
-def _families(middle: int) -> list[Row]:
-    one, several = group("pull_solution", middle, ONE_FAMILY), group("pull_solution", middle)
-    return [
-        (
-            "one family",
-            DEGRADE,
-            f"{middle} problems of one family harm other families more than of several (solution)",
-            -1,
-            versus(one, several, "other", "accuracy"),
-        ),
-    ]
+def _families(middle: int) -> list[Expectation]:
+    pulls = (_group("pull_solution", middle, ONE_FAMILY), _group("pull_solution", middle))
+    statement = f"{middle} problems of one family harm other families more than of several"
+    return [_versus(DEGRADE, f"{statement} (solution)", -1, pulls, "other", "accuracy")]
 
 
-def _alignment(middle: int) -> list[Row]:
+def _alignment(middle: int) -> list[Expectation]:
     critique, solution, grpo = (
-        group(name, middle) for name in ("pull_step_critique", "pull_solution", "grpo")
+        _group(name, middle) for name in ("pull_step_critique", "pull_solution", "grpo")
     )
+    start = f"{middle} problems: the step critique"
+    fresh = "in_domain"
     return [
-        (
-            "critique beats solution",
+        _versus(
             ALIGN,
-            f"{middle} problems: the step critique beats the solution on fresh problems",
+            f"{start} beats the solution on fresh problems",
             1,
-            versus(critique, solution, "in_domain", "accuracy"),
+            (critique, solution),
+            fresh,
+            "accuracy",
         ),
-        (
-            "critique beats GRPO",
+        _versus(
             ALIGN,
-            f"{middle} problems: the step critique beats GRPO on fresh problems",
+            f"{start} beats GRPO on fresh problems",
             1,
-            versus(critique, grpo, "in_domain", "accuracy"),
+            (critique, grpo),
+            fresh,
+            "accuracy",
         ),
-        (
-            "critique keeps waits",
+        _versus(
             ALIGN,
-            f"{middle} problems: the step critique keeps more waits than the solution",
+            f"{start} keeps more waits than the solution",
             1,
-            versus(critique, solution, "in_domain", "waits"),
+            (critique, solution),
+            fresh,
+            "waits",
         ),
     ]
 
 
-def _routing(middle: int) -> list[Row]:
+def _routing(middle: int) -> list[Expectation]:
     grpo, pull, push, dasd = (
-        group(name, middle) for name in ("grpo", "grpo_pull", "grpo_push", "dasd")
+        _group(name, middle) for name in ("grpo", "grpo_pull", "grpo_push", "dasd")
     )
+    fresh = "in_domain"
     return [
-        (
-            "pull removes waits",
+        _versus(
             DASD,
             "GRPO with a uniform pull waits less than GRPO alone",
             -1,
-            versus(pull, grpo, "in_domain", "waits"),
+            (pull, grpo),
+            fresh,
+            "waits",
         ),
-        (
-            "push breaks steps",
+        _versus(
             DASD,
             "GRPO with a uniform push has a lower step accuracy than GRPO alone",
             -1,
-            versus(push, grpo, "in_domain", "step_accuracy"),
+            (push, grpo),
+            fresh,
+            "step_accuracy",
         ),
-        (
-            "DASD keeps waits",
-            DASD,
-            "DASD waits more than the uniform pull",
-            1,
-            versus(dasd, pull, "in_domain", "waits"),
-        ),
-        (
-            "DASD is accurate",
+        _versus(DASD, "DASD waits more than the uniform pull", 1, (dasd, pull), fresh, "waits"),
+        _versus(
             DASD,
             "DASD is more accurate than GRPO alone on fresh problems",
             1,
-            versus(dasd, grpo, "in_domain", "accuracy"),
+            (dasd, grpo),
+            fresh,
+            "accuracy",
         ),
-        (
-            "DASD generalises",
+        _versus(
             DASD,
             "DASD is more accurate than the uniform pull on longer chains",
             1,
-            versus(dasd, pull, "longer", "accuracy"),
+            (dasd, pull),
+            "longer",
+            "accuracy",
         ),
     ]

@@ -120,11 +120,12 @@ def _line(
 
 def _routing(groups: Groups) -> Any:
     """Levels after training of GRPO, pull, push and DASD, one panel a metric."""
-    names = [GRPO.name, "pull_solution", *(one.name for one in ROUTED)]
-    coverages = sorted({n for name, n in groups if name == ROUTED[0].name})
-    if not coverages:
+    routed = [one.name for one in ROUTED]
+    coverage = next((n for name, n in groups if name in routed), None)
+    if coverage is None:
         return None
-    rows = [(name, groups[name, coverages[0]]) for name in names if (name, coverages[0]) in groups]
+    names = [name for name in (GRPO.name, "pull_solution", *routed) if (name, coverage) in groups]
+    rows = [(name, groups[name, coverage]) for name in names]
     metrics = ("accuracy", "step_accuracy", "waits", "entropy")
     figure = _figure(11, 1.2 + 0.42 * len(rows))
     panels = figure.subplots(1, len(metrics), sharey=True)

@@ -30,9 +30,9 @@ def write_results(scale: Scale, output: Path, cells: Sequence[Cell]) -> str:
     verdicts = [judge(one, results) for one in expectations(scale)]
     summary["expectations"] = [
         {
-            "key": one.expectation.key,
-            "source": one.expectation.source,
             "statement": one.expectation.statement,
+            "source": one.expectation.source,
+            "metric": one.expectation.metric,
             "expected_sign": one.expectation.sign,
             "difference": one.estimate.as_list() if one.estimate else None,
             "outcome": one.outcome,
@@ -45,7 +45,9 @@ def write_results(scale: Scale, output: Path, cells: Sequence[Cell]) -> str:
     parts = {
         "The base model": tables.base_table(results.facts),
         "Gap of its own responses, nats": tables.gap_table(results.facts),
-        "Changes by training": tables.change_table(summary),
+        "Change in accuracy, points": tables.change_table(summary, "accuracy"),
+        "Change in waits per response": tables.change_table(summary, "waits"),
+        "Fresh problems after training": tables.behaviour_table(summary),
         "Expectations": tables.verdict_table(verdicts),
     }
     page = [f"# sdkernels lab, scale {scale.name}", NOTE]

@@ -80,6 +80,7 @@ SCALES = {
             base=BasePlan(Size(256, 6, 8), steps=6000, batch_tokens=8192, learning_rate=1e-3),
             distill=DistillPlan(steps=100, prompts=16, rollouts=8, learning_rate=1e-4),
             coverages=(1, 8, 64, 128, 512, 4096),
+            routed_coverage=512,
             one_family_coverages=(1, 8, 64, 512),
             eval_problems=256,
             eval_samples=16,

@@ -7,10 +7,13 @@ from typing import Any
 
 from sdkernels.lab.conditions import CONDITIONS
 from sdkernels.lab.contexts import CONTEXTS
+from sdkernels.lab.evaluate import PER_PROBLEM
 from sdkernels.lab.expectations import Verdict
 from sdkernels.lab.scales import SEVERAL_FAMILIES
 
 Table = list[list[str]]
+
+SHARES = ("accuracy", "pass_at_k", "step_accuracy")
 
 SET_TITLES = {
     "seen": "trained on",
@@ -40,35 +43,56 @@ def gap_table(facts: dict[str, Any]) -> Table:
     return rows
 
 
-def change_table(summary: dict[str, Any]) -> Table:
-    """A row for each group of cells: changes from the base model with intervals."""
-    heads = [f"{title}: accuracy" for title in SET_TITLES.values()]
-    rows = [["condition", "problems", "families", "seeds", *heads, "fresh: waits", "other: waits"]]
+def change_table(summary: dict[str, Any], metric: str) -> Table:
+    """A row for each group of cells: changes of the metric from the base model, with intervals."""
+    rows = [["condition", "problems of", "seeds", *SET_TITLES.values()]]
     for one in summary["groups"]:
-        cells = [_points(one["sets"][name]["accuracy"]["change"]) for name in SET_TITLES]
-        for name in ("in_domain", "other"):
-            mean, low, high = one["sets"][name]["waits"]["change"]
-            cells.append(f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]")
+        problems = f"{one['coverage']} {'+'.join(one['families'])}"
+        changes = [one["sets"][name][metric]["change"] for name in SET_TITLES]
+        shown = [shown_change(change, metric) for change in changes]
+        title = CONDITIONS[one["condition"]].title
+        rows.append([title, problems, str(len(one["seeds"])), *shown])
+    return rows
+
+
+def behaviour_table(summary: dict[str, Any]) -> Table:
+    """A row for each group of cells: how fresh problems are answered after training."""
+    names = ("guess_accuracy", "noticed", "doubted", "rescued")
+    heads = ["right guesses %", "noticed %", "doubted %", "rescued %"]
+    rows = [["condition", "problems of", "acc. %", "step acc. %", "waits", "entropy", *heads]]
+    for one in summary["groups"]:
+        fresh = one["sets"]["in_domain"]
+        levels = {name: fresh[name]["level"][0] for name in PER_PROBLEM}
         rows.append(
             [
                 CONDITIONS[one["condition"]].title,
-                str(one["coverage"]),
-                "+".join(one["families"]),
-                str(len(one["seeds"])),
-                *cells,
+                f"{one['coverage']} {'+'.join(one['families'])}",
+                f"{100 * levels['accuracy']:.1f}",
+                f"{100 * levels['step_accuracy']:.1f}",
+                f"{levels['waits']:.2f}",
+                f"{levels['entropy']:.3f}",
+                *(_percent(fresh["steps"][name]) for name in names),
             ]
         )
     return rows
 
 
+def shown_change(change: Sequence[float], metric: str) -> str:
+    """Mean and interval; shares in percentage points."""
+    share = metric in SHARES
+    shown = [100 * value if share else value for value in change]
+    mean, low, high = (f"{value:+.{1 if share else 2}f}" for value in shown)
+    return f"{mean} [{low}, {high}]"
+
+
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """A row for each expectation."""
-    rows = [["expectation", "source", "outcome", "difference", "statement"]]
+    rows = [["expectation", "source", "expected", "difference", "outcome"]]
     for verdict in verdicts:
-        found = verdict.estimate
-        shown = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]" if found else "not run"
-        one = verdict.expectation
-        rows.append([one.key, one.source, verdict.outcome, shown, one.statement])
+        found, one = verdict.estimate, verdict.expectation
+        shown = shown_change(found.as_list(), one.metric) if found else "not run"
+        sign = "above 0" if one.sign > 0 else "below 0"
+        rows.append([one.statement, one.source, sign, shown, verdict.outcome])
     return rows
 
 
@@ -98,10 +122,8 @@ def _numbers(measured: dict[str, Any]) -> list[str]:
     ]
 
 
-def _points(change: Sequence[float]) -> str:
-    """A change of a share, in percentage points."""
-    mean, low, high = (100 * value for value in change)
-    return f"{mean:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{100 * share:.0f}"
 
 
 def _signed(value: float | None, digits: int) -> str:

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 
 
+def words(text: str) -> list[str]:
+    return text.split()
+
+
 def result_of(operator: str, operand: int, value: int) -> int:
     """By repeated counting instead of the lab's formulas."""
     if operator == "+":
@@ -15,9 +19,9 @@ def result_of(operator: str, operand: int, value: int) -> int:
     return sum(int(text[1]) for _ in range(operand)) + int(text[0])
 
 
-def read_problem(words: Sequence[str]) -> tuple[int, list[tuple[str, int]]]:
+def read_problem(prompt: Sequence[str]) -> tuple[int, list[tuple[str, int]]]:
     """Start and operations of a prompt, `solve 4 7 ; + 3 6 ... think`."""
-    text = " ".join(words)
+    text = " ".join(prompt)
     body = text.removeprefix("solve ")
     for word in ("think", "hint", "target", "critique", "solution"):
         body = body.split(f" {word}")[0]
@@ -25,8 +29,8 @@ def read_problem(words: Sequence[str]) -> tuple[int, list[tuple[str, int]]]:
     return number(start), [(step[0], number(step[1:])) for step in steps]
 
 
-def answer_of(words: Sequence[str]) -> int:
-    value, steps = read_problem(words)
+def answer_of(prompt: Sequence[str]) -> int:
+    value, steps = read_problem(prompt)
     for operator, operand in steps:
         value = result_of(operator, operand, value)
     return value

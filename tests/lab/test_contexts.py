@@ -1,8 +1,8 @@
 import random
 
 import pytest
-
 from helpers.lab_evaluator import faults
+
 from sdkernels.lab.contexts import CONTEXTS
 from sdkernels.lab.problems import FAMILIES, Problem, Step, draw
 from sdkernels.lab.traces import finish, parse, write

@@ -2,6 +2,7 @@ import random
 from collections import Counter
 
 from helpers.lab_evaluator import read_problem
+
 from sdkernels.lab.corpus import batches, draw_sample
 from sdkernels.lab.vocabulary import END, WORDS
 

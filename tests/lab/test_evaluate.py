@@ -1,6 +1,7 @@
 from typing import Any
 
 import pytest
+from helpers.lab_evaluator import words
 
 from sdkernels.lab.evaluate import (
     evaluate,
@@ -101,12 +102,12 @@ def test_a_context_reaches_the_prompt(tiny_model: Any, monkeypatch: pytest.Monke
     assert seen == [[encode([*PROBLEM.prompt(["target", "8", "1"])])] * 2]
     evaluate(tiny_model, [PROBLEM], samples=1, seed=0, context="step_critique")
     assert seen[1] == [encode(PROBLEM.prompt())]
-    critique = "critique + 3 6 = 8 3 ; * 7 = 8 1".split()
+    critique = words("critique + 3 6 = 8 3 ; * 7 = 8 1")
     assert seen[2] == [encode(PROBLEM.prompt(critique))]
 
 
 def test_problem_sets_are_what_their_names_say() -> None:
-    settings: dict[str, Any] = dict(lengths=(2,), long_lengths=(4,), size=20, seed=0)
+    settings: dict[str, Any] = {"lengths": (2,), "long_lengths": (4,), "size": 20, "seed": 0}
     sets = problem_sets(("sum",), ("digits", "mixed"), **settings)
     families = {one.name: {problem.family for problem in one.problems} for one in sets}
     assert families == {"in_domain": {"sum"}, "longer": {"sum"}, "other": {"digits", "mixed"}}

@@ -2,8 +2,8 @@ import random
 from itertools import product
 
 import pytest
-
 from helpers.lab_evaluator import answer_of, is_true, result_of
+
 from sdkernels.lab.problems import FAMILIES, Problem, Step, draw, draw_distinct
 
 ALL_STEPS = [

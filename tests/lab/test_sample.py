@@ -2,14 +2,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.lab_evaluator import words
 
 from sdkernels.lab.sample import Sampled, sample
 from sdkernels.lab.vocabulary import END, PAD, WAIT, encode
 
 PROMPTS = [
-    encode("solve 4 7 ; + 3 6 think".split()),
-    encode("solve 9 9 ; * 7 ; * 2 ; - 1 0 think".split()),
-    encode("solve 0 1 ; @ 3 think".split()),
+    encode(words("solve 4 7 ; + 3 6 think")),
+    encode(words("solve 9 9 ; * 7 ; * 2 ; - 1 0 think")),
+    encode(words("solve 0 1 ; @ 3 think")),
 ]
 
 

@@ -1,8 +1,8 @@
 import random
 
 import pytest
+from helpers.lab_evaluator import faults, words
 
-from helpers.lab_evaluator import faults
 from sdkernels.lab.problems import FAMILIES, Problem, Step, draw
 from sdkernels.lab.traces import Habits, Worked, clean, finish, parse, render, write, wrong_guess
 
@@ -36,7 +36,7 @@ def test_traces_read_back() -> None:
 
 
 def test_a_trace_by_hand() -> None:
-    check = tuple("7 + 6 = 1 3 , 4 + 3 + 1 = 8".split())
+    check = tuple(words("7 + 6 = 1 3 , 4 + 3 + 1 = 8"))
     worked = [
         Worked(Step("+", 36), 73, True, 83, check),
         Worked(Step("*", 7), 81, False, 81),
@@ -64,7 +64,7 @@ def test_malformed_responses_have_no_answer(response: str, num_steps: int) -> No
 
 
 def test_a_wait_without_a_check_is_read() -> None:
-    worked, answer = parse(PROBLEM, "+ 3 6 = 7 3 wait so 8 3 ; * 7 = 8 1 ; answer 8 1".split())
+    worked, answer = parse(PROBLEM, words("+ 3 6 = 7 3 wait so 8 3 ; * 7 = 8 1 ; answer 8 1"))
     assert worked[0] == Worked(Step("+", 36), 73, True, 83)
     assert answer == 81
 
