@@ -65,11 +65,12 @@ def step_gaps(
     generator = torch.Generator().manual_seed(seed)
     found = sample(model, prompts, generator=generator, max_new_tokens=room(problems.problems))
     graded = [grade(*pair) for pair in zip(rows, found, strict=True)]
-    return {name: _gaps(model, graded, name) for name in CONTEXTS if name != "none"}
+    return {name: gaps_under(model, graded, name) for name in CONTEXTS if name != "none"}
 
 
 @torch.no_grad()
-def _gaps(model: Any, graded: Sequence[Graded], context: str) -> dict[str, float | None]:
+def gaps_under(model: Any, graded: Sequence[Graded], context: str) -> dict[str, float | None]:
+    """`step_gaps` of these responses under one context; None for a kind that does not occur."""
     shown = teacher_prompts(context, graded)
     kept = [at for at, words in enumerate(shown) if words is not None]
     if not kept:

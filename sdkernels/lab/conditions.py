@@ -17,7 +17,6 @@ class Condition:
         recipe, settings: for `sd.recipes.get`.
         context: what the teacher sees.
         gate: "" (none), "pull" and "push" (one direction for all tokens) or "dasd" (by entropy).
-        rate: learning rate relative to the scale's.
     """
 
     name: str
@@ -26,7 +25,6 @@ class Condition:
     context: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     gate: str = ""
-    rate: float = 1.0
 
 
 def make_gate(name: str) -> Any:

@@ -60,7 +60,7 @@ def train_cell(
     model = copy.deepcopy(base).train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
         model.parameters(),
-        lr=plan.learning_rate * condition.rate,
+        lr=plan.learning_rate,
         betas=(0.9, 0.95),
         weight_decay=0.0,
     )
@@ -72,18 +72,19 @@ def train_cell(
         while len(queue) < plan.prompts:
             queue += order.sample(list(problems), len(problems))
         chosen, queue = queue[: plan.prompts], queue[plan.prompts :]
-        graded = _roll_out(model, chosen, plan, generator)
+        graded = roll_out(model, chosen, plan, generator)
         optimizer.zero_grad(set_to_none=True)
-        record = _loss(model, base, condition, graded, plan)
+        record = step_gradient(model, base, condition, graded, plan)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         records.append(record | {"grad_norm": float(norm)})
     return model.eval(), records
 
 
-def _roll_out(
+def roll_out(
     model: Any, problems: Sequence[Problem], plan: DistillPlan, generator: torch.Generator
 ) -> list[Graded]:
+    """`plan.rollouts` responses to each problem, at temperature 1."""
     rows = [problem for problem in problems for _ in range(plan.rollouts)]
     prompts = [encode(problem.prompt()) for problem in rows]
     model.eval()
@@ -101,10 +102,13 @@ def teacher_prompts(context: str, graded: Sequence[Graded]) -> list[list[int] | 
     return found
 
 
-def _loss(
+def step_gradient(
     model: Any, base: Any, condition: Condition, graded: Sequence[Graded], plan: DistillPlan
 ) -> dict[str, float | None]:
-    """Form the gradient of one step and record what the step saw."""
+    """Form the gradient of one step, and record what the step saw.
+
+    `base` is only looked at by conditions with a teacher. Rows without a context have weight 0.
+    """
     recipe = recipes.get(condition.recipe, **condition.settings)
     prompts = [encode(one.problem.prompt()) for one in graded]
     responses = [one.sampled.ids for one in graded]
@@ -121,9 +125,7 @@ def _loss(
         teacher = HiddenTeacher(teacher_BLD, LMHead.from_model(base))
     tokens = {"weight": recipes.aggregate(mask_BL)}
     if "adv" in recipe.inputs:
-        rewards_B = torch.tensor([float(one.correct) for one in graded], device=model.device)
-        adv_B = recipes.group_advantages(rewards_B.view(-1, plan.rollouts)).reshape(-1)
-        tokens["adv"] = adv_B.unsqueeze(1).expand(mask_BL.shape).contiguous()
+        tokens["adv"] = _advantages(graded, plan.rollouts, mask_BL)
     if "gap_scale" in recipe.inputs:
         with torch.no_grad():
             before = token_stats(hidden_BLD, head, targets=ids_BL, teacher=teacher, mask=mask_BL)
@@ -142,6 +144,13 @@ def _loss(
     loss.backward()
     record = _rollout_record(graded) | _token_record(stats, mask_BL)
     return {"loss": float(loss.detach()), **record}
+
+
+def _advantages(graded: Sequence[Graded], rollouts: int, mask_BL: Tensor) -> Tensor:
+    """The verifier's group advantage of each row, for each of its tokens."""
+    rewards_B = torch.tensor([float(one.correct) for one in graded], device=mask_BL.device)
+    adv_B = recipes.group_advantages(rewards_B.view(-1, rollouts)).reshape(-1)
+    return adv_B.unsqueeze(1).expand(mask_BL.shape).contiguous()
 
 
 def _rollout_record(graded: Sequence[Graded]) -> dict[str, float]:

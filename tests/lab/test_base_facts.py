@@ -34,14 +34,18 @@ def test_steps_that_are_not_there_have_no_tokens() -> None:
 
 def test_a_teacher_without_context_has_no_gap(blank_model: Any) -> None:
     graded = [grade(PROBLEM, response(TEXT))] * 2
-    assert module._gaps(blank_model, graded, "none") == {"right": 0.0, "wrong": 0.0, "wait": 0.0}
-    told = module._gaps(blank_model, graded, "solution")
+    assert module.gaps_under(blank_model, graded, "none") == {
+        "right": 0.0,
+        "wrong": 0.0,
+        "wait": 0.0,
+    }
+    told = module.gaps_under(blank_model, graded, "solution")
     assert all(value != 0 for value in told.values())
 
 
 def test_a_context_without_signal_has_no_gaps(blank_model: Any) -> None:
     graded = [grade(PROBLEM, response("wait 8"))]
-    assert module._gaps(blank_model, graded, "step_critique") == dict.fromkeys(module.KINDS)
+    assert module.gaps_under(blank_model, graded, "step_critique") == dict.fromkeys(module.KINDS)
 
 
 def test_gaps_are_of_the_token_that_was_written(
@@ -63,7 +67,7 @@ def test_gaps_are_of_the_token_that_was_written(
         head.zero_()
         head[encode(["8"])[0], 0] = 1.0
     monkeypatch.setattr(module, "response_hidden", hidden)
-    found = module._gaps(blank_model, [one], "solution")
+    found = module.gaps_under(blank_model, [one], "solution")
     chance = -torch.tensor(float(len(WORDS))).log()
     likes = (torch.tensor([5.0] + [0.0] * (len(WORDS) - 1))).log_softmax(0)
     assert found["right"] == pytest.approx(float(likes[:2].mean() - chance), abs=1e-5)

@@ -9,7 +9,13 @@ from sdkernels import recipes
 from sdkernels.lab import distill
 from sdkernels.lab.conditions import CONDITIONS, Cell, Condition
 from sdkernels.lab.contexts import CONTEXTS
-from sdkernels.lab.distill import DistillPlan, seed_of, train_cell, training_problems
+from sdkernels.lab.distill import (
+    DistillPlan,
+    seed_of,
+    step_gradient,
+    train_cell,
+    training_problems,
+)
 from sdkernels.lab.evaluate import Graded, grade
 from sdkernels.lab.problems import Problem, Step
 from sdkernels.lab.sample import Sampled
@@ -31,7 +37,7 @@ def step_loss(
     model: Any, base: Any, condition: Condition, rows: list[Graded]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
-    record = distill._loss(model, base, condition, rows, PLAN)
+    record = step_gradient(model, base, condition, rows, PLAN)
     return record, {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
@@ -147,13 +153,13 @@ def test_few_problems_are_repeated_and_many_are_met_in_turn(
     blank_model: Any, monkeypatch: pytest.MonkeyPatch, coverage: int, expected: int
 ) -> None:
     met: list[Problem] = []
-    roll_out = distill._roll_out
+    roll_out = distill.roll_out
 
     def spy(model: Any, problems: Any, *rest: Any) -> list[Graded]:
         met.extend(problems)
         return roll_out(model, problems, *rest)
 
-    monkeypatch.setattr(distill, "_roll_out", spy)
+    monkeypatch.setattr(distill, "roll_out", spy)
     cell = Cell("grpo", coverage, ("sum", "product"), 0)
     train_cell(blank_model, cell, PLAN, training_problems(cell, PLAN))
     assert len(met) == PLAN.steps * PLAN.prompts
