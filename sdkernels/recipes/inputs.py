@@ -2,7 +2,28 @@
 
 Loss functions see one chunk of tokens at a time, so whatever spans a sequence, a group or a batch
 is computed here, before the loss, and handed over in `tokens=`. What depends on entropies or gaps
-is in `sdkernels.gates`. Shape letters: B sequences, L tokens, G rollouts a group, N rollouts, M
+is in `sdkernels.gates`.
+
+The standard names in `tokens=`, all `[.., L]`:
+
+    weight               share of the token in the mean (`aggregate`); 0 leaves it out
+    adv                  verifier's advantage of its sequence (`group_advantages`)
+    success              1 where its sequence was verified correct
+    old_logp             log-prob under the policy that sampled, nats
+    tau, sigma           threshold and scale of an entropy gate, nats
+    gap_scale            typical size of its sequence's gap, nats (`gap_scale`)
+    second_teacher_logp  log-prob under the contrasting teacher, nats; the mean of K contexts is
+                         logsumexp_k - log K; NaN in sequences that have none
+    signal               1 where the teacher saw a context, 0 where it did not
+    strength             factor of the distillation in this step: `recipe.schedule(step)`, a gate
+    suffix               0 before the first error of a wrong response
+    batch_mean           mean of `recipe.batch_quantity(stats, tokens)` over the tokens it counts in
+                         the whole batch; SRPO's entropy weights and RLCSD's two means need it
+
+What a recipe cannot do without is in `recipe.inputs`, what it reads if it is there in
+`recipe.optional`; what absence means stands in `registry.OPTIONAL`.
+
+Shape letters: B sequences, L tokens, G rollouts a group, N rollouts, M
 groups.
 """
 

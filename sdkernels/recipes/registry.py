@@ -194,8 +194,9 @@ def names() -> list[str]:
 def table() -> list[dict[str, Any]]:
     """One row a recipe for `sdkernels recipes`.
 
-    Keys: `name`, `summary`, `source`, `needs`, `inputs`, `optional`, and `settings`, a list of
-    `name`, `default`, `accepts` and `doc` (meaning and unit).
+    Keys: `name`, `summary`, `source`, `needs`, `inputs`, `optional`, `context` (the one it brings,
+    in words), `gates`, and `settings`, a list of `name`, `default`, `accepts` and `doc` (meaning
+    and unit).
     """
     rows = []
     for name in names():
@@ -208,6 +209,8 @@ def table() -> list[dict[str, Any]]:
                 "needs": [need for need in NEEDS if need in recipe.needs],
                 "inputs": sorted(recipe.inputs),
                 "optional": [key for key in OPTIONAL if key in recipe.optional],
+                "context": _context_words(recipe.context),
+                "gates": list(recipe.gates),
                 "settings": [
                     {"name": key, "default": s.default, "accepts": s.accepted, "doc": s.doc}
                     for key, s in entry.settings.items()
@@ -216,6 +219,13 @@ def table() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _context_words(context: tuple[str, dict[str, Any]] | None) -> str:
+    if context is None:
+        return "any"
+    settings = ", ".join(f"{key}={value}" for key, value in context[1].items())
+    return context[0] + (f" ({settings})" if settings else "")
 
 
 def _weighted(name: str, per_token: LossFn, inputs: frozenset[str]) -> LossFn:

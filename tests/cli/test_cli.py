@@ -111,6 +111,9 @@ def test_recipes_lists_all_and_shows_one(capsys):
     _, out, _ = run(capsys, "recipes", "--show", "opsd")
     assert "entry_clip = 0.05" in out
     assert "2601.18734" in out
+    _, out, _ = run(capsys, "recipes", "--show", "cepo")
+    assert "contrastive (show=answer, negatives=1)" in out
+    assert "per-token inputs that it can do without" in out
 
 
 def test_env_names_versions_and_the_backend(capsys):
