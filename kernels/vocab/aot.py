@@ -65,10 +65,11 @@ def compiled(case: Case, target: str) -> Any:
         if signature[name] == "constexpr"
     }
     # What a launch on usual shapes gets: pointers, strides and the vocabulary divisible by 16.
+    divisible = ("stride",) if case.odd_vocab else ("stride", "vocab")
     attributes = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if signature[name].startswith("*") or name.endswith(("stride", "vocab"))
+        if signature[name].startswith("*") or name.endswith(divisible)
     }
     where = (
         GPUTarget("hip", target, 64)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ class Case:
     num_warps: int
     num_stages: int = 1
     targets: tuple[str, ...] = TARGETS
+    odd_vocab: bool = False  # no multiple of 16
 
 
 def cases() -> list[Case]:
@@ -46,6 +47,7 @@ def cases() -> list[Case]:
         found.append(_statistics(row, "fp32", "everything"))
     widest = STATISTICS_CONFIGS[-1]
     found += [_statistics(widest, "bf16", "pair"), _statistics(widest, "bf16", "student")]
+    found += [_odd(_statistics(widest, "fp32", "pair"), padded=True)]
     found.append(_merge())
     for row in ELEMENTWISE_CONFIGS:
         found += [_mixture(row), _gradient(row, "fp32", "fp32", "everything")]
@@ -53,6 +55,7 @@ def cases() -> list[Case]:
     found += [
         _gradient(widest, "fp32", "bf16", "kl_teacher_student"),
         _gradient(widest, "bf16", "bf16", "plain"),
+        _odd(_gradient(widest, "fp32", "bf16", "kl_teacher_student"), padded=True),
         _merge_mixture(),
         _chosen(),
         _put(),
@@ -96,6 +99,17 @@ def _statistics(config: RowConfig, dtype: str, what: str) -> Case:
             "IDS_TILE": 64,
         },
         config.num_warps,
+    )
+
+
+def _odd(case: Case, *, padded: bool) -> Case:
+    """The case with a vocabulary that no vector divides, in slabs that go on to the next one."""
+    names = ("STUDENT_PADDED", "TEACHER_PADDED", "OUT_PADDED")
+    return replace(
+        case,
+        name=f"{case.name}, odd" + (", padded" if padded else ""),
+        constants={**case.constants, **dict.fromkeys(names, padded)},
+        odd_vocab=True,
     )
 
 

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .configs import RowConfig, elementwise_config
-from .launch import OPTIONS, Logits, on_device
+from .launch import OPTIONS, Logits, ends_in_a_vector, on_device
 from .mixture import log_mixture_over_student, log_ratio, softmax
 from .rownumbers import (
     ENTROPY,
@@ -40,7 +40,7 @@ from .rownumbers import (
     TEACHER_PIVOT,
     UNCLIPPED,
 )
-from .transform import times, transformed
+from .transform import times, touchable, transformed
 
 IDS_TILE = 32
 # Statistics of the pair, whose gradient reads the teacher's logits.
@@ -51,6 +51,8 @@ PAIR_STATISTICS = ("kl_teacher_student", "kl_student_teacher", "jsd", "clipped_k
 def _gradient_at(
     cols,
     valid,
+    there_s,  # columns of the student's row that may be read, of the teacher's
+    there_t,
     onehot,  # sum of the coefficients of the ids equal to each column
     row,
     student_ptr,
@@ -76,7 +78,7 @@ def _gradient_at(
 ):
     """The formula of the module at some columns of one row."""
     kept_ptr = rows_ptr + row * NUMBERS
-    raw = tl.load(student_ptr + row * student_stride + cols, mask=valid, other=0.0)
+    raw = tl.load(student_ptr + row * student_stride + cols, mask=there_s, other=0.0)
     z_s, slope = transformed(raw, student_bias_ptr, cols, valid, student_pre, student_post)
     x_s, p_s = softmax(z_s, kept_ptr, PIVOT, INV_Z)
     log_z = tl.load(kept_ptr + LOG_Z)
@@ -87,7 +89,7 @@ def _gradient_at(
         surprise = (x_s - log_z) + tl.load(kept_ptr + ENTROPY)
         dz -= times(p_s, surprise) * tl.load(entropy_ptr + row)
     if teacher_ptr is not None:
-        raw = tl.load(teacher_ptr + row * teacher_stride + cols, mask=valid, other=0.0)
+        raw = tl.load(teacher_ptr + row * teacher_stride + cols, mask=there_t, other=0.0)
         z_t, _ = transformed(raw, teacher_bias_ptr, cols, valid, teacher_pre, teacher_post)
         x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
         pair = tl.zeros(z_s.shape, tl.float32)
@@ -139,6 +141,9 @@ def gradient_kernel(
     clip,
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
+    STUDENT_PADDED: tl.constexpr,
+    TEACHER_PADDED: tl.constexpr,
+    OUT_PADDED: tl.constexpr,
 ):
     """One program for each row and part; it reads a column before it writes it."""
     program = tl.program_id(0)
@@ -148,6 +153,8 @@ def gradient_kernel(
     dz = _gradient_at(
         cols,
         valid,
+        touchable(cols, vocab, valid, STUDENT_PADDED),
+        touchable(cols, vocab, valid, TEACHER_PADDED),
         0.0,
         row,
         student_ptr,
@@ -171,7 +178,8 @@ def gradient_kernel(
         clip,
         NUMBERS,
     )
-    tl.store(out_ptr + row * out_stride + cols, dz.to(out_ptr.dtype.element_ty), mask=valid)
+    there = touchable(cols, vocab, valid, OUT_PADDED)
+    tl.store(out_ptr + row * out_stride + cols, dz.to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -216,6 +224,8 @@ def chosen_kernel(
             onehot += tl.where(ids == tl.load(row_ids + other), coef, 0.0)
         dz = _gradient_at(
             ids,
+            known,
+            known,
             known,
             onehot,
             row,
@@ -275,6 +285,7 @@ def logit_gradient(
     ids_coef_CK: Tensor | None = None,
     jsd_beta: float | None = None,
     entry_clip: float | None = None,
+    out_padded: bool = False,
     config: RowConfig | None = None,
 ) -> None:
     """Write the gradient by the raw student logits to `out_CV`, which may be the student's slab.
@@ -283,6 +294,7 @@ def logit_gradient(
         rows_CN: from `merge` (and `mixture_statistics`).
         coefs: float32 `[C]`, contiguous, by statistic; "plain" is the factor of S alone: the
             coefficient of `lse` minus the sum of those of the chosen log-probs.
+        out_padded: as `Logits.padded`, and what lies there may be overwritten.
         ids_CK, ids_coef_CK: int64 ids and float32 coefficients of their log-probs, contiguous.
     """
     tokens, vocab = student.raw_CV.shape
@@ -340,6 +352,9 @@ def logit_gradient(
             *numbers,
             NUMBERS=ROW_NUMBERS,
             TILE=config.tile,
+            STUDENT_PADDED=student.padded,
+            TEACHER_PADDED=teacher is not None and teacher.padded,
+            OUT_PADDED=out_padded and ends_in_a_vector(out_CV),
             num_warps=config.num_warps,
             **OPTIONS,
         )

@@ -34,7 +34,7 @@ from .rownumbers import (
     TEACHER_PIVOT,
     UNCLIPPED,
 )
-from .transform import expm1_of_negative, log1p_of_negative, logits, times
+from .transform import expm1_of_negative, log1p_of_negative, logits, times, touchable
 
 _SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
 
@@ -81,6 +81,8 @@ def mixture_kernel(
     clip,  # None: no clipped KL
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
+    STUDENT_PADDED: tl.constexpr,
+    TEACHER_PADDED: tl.constexpr,
 ):
     """One program for each row and part."""
     program = tl.program_id(0)
@@ -92,8 +94,10 @@ def mixture_kernel(
     out_ptr = sums_ptr + row * (4 * parts) + part
     student_row = student_ptr + row * student_stride
     teacher_row = teacher_ptr + row * teacher_stride
-    z_s = logits(student_row, student_bias_ptr, cols, valid, student_pre, student_post)
-    z_t = logits(teacher_row, teacher_bias_ptr, cols, valid, teacher_pre, teacher_post)
+    there = touchable(cols, vocab, valid, STUDENT_PADDED)
+    z_s = logits(student_row, student_bias_ptr, cols, there, valid, student_pre, student_post)
+    there = touchable(cols, vocab, valid, TEACHER_PADDED)
+    z_t = logits(teacher_row, teacher_bias_ptr, cols, there, valid, teacher_pre, teacher_post)
     x_s, p_s = softmax(z_s, kept_ptr, PIVOT, INV_Z)
     x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
     r = log_ratio(x_s, x_t, kept_ptr)
@@ -193,6 +197,8 @@ def mixture_statistics(
             entry_clip,
             NUMBERS=ROW_NUMBERS,
             TILE=config.tile,
+            STUDENT_PADDED=student.padded,
+            TEACHER_PADDED=teacher.padded,
             num_warps=config.num_warps,
             **OPTIONS,
         )

@@ -24,7 +24,7 @@ from torch import Tensor
 from .configs import RowConfig, statistics_config
 from .launch import OPTIONS, Logits, on_device
 from .partials import GAP_S, GAP_T, MAX, PAIR_FIELDS, STUDENT_FIELDS, TEACHER_MAX
-from .transform import guarded, logits, times
+from .transform import guarded, logits, times, touchable
 
 IDS_TILE = 64
 
@@ -59,7 +59,7 @@ def _copy_chosen(
         slots = start + tl.arange(0, IDS_TILE)
         ids = tl.load(ids_ptr + slots, mask=slots < NUM_IDS, other=-1)
         mine = (ids >= first) & (ids < last)
-        tl.store(out_ptr + slots, logits(row_ptr, bias_ptr, ids, mine, pre, post), mask=mine)
+        tl.store(out_ptr + slots, logits(row_ptr, bias_ptr, ids, mine, mine, pre, post), mask=mine)
 
 
 @triton.jit
@@ -84,6 +84,8 @@ def statistics_kernel(
     TILE: tl.constexpr,
     NUM_IDS: tl.constexpr,
     IDS_TILE: tl.constexpr,
+    STUDENT_PADDED: tl.constexpr,
+    TEACHER_PADDED: tl.constexpr,
 ):
     """One program for each row and part, the parts of a row next to each other."""
     program = tl.program_id(0)
@@ -95,11 +97,13 @@ def statistics_kernel(
     out_ptr = partials_ptr + row * (FIELDS * parts) + part
 
     student_row = student_ptr + row * student_stride
-    z_s = logits(student_row, student_bias_ptr, cols, valid, student_pre, student_post)
+    there = touchable(cols, vocab, valid, STUDENT_PADDED)
+    z_s = logits(student_row, student_bias_ptr, cols, there, valid, student_pre, student_post)
     x_s, e_s = _write_moments(out_ptr, parts, z_s, MAX)
     if teacher_ptr is not None:
         teacher_row = teacher_ptr + row * teacher_stride
-        z_t = logits(teacher_row, teacher_bias_ptr, cols, valid, teacher_pre, teacher_post)
+        there = touchable(cols, vocab, valid, TEACHER_PADDED)
+        z_t = logits(teacher_row, teacher_bias_ptr, cols, there, valid, teacher_pre, teacher_post)
         x_t, e_t = _write_moments(out_ptr, parts, z_t, TEACHER_MAX)
         # The gap itself is summed: two rounded cross terms would lose a small divergence.
         gap = x_t - x_s
@@ -192,6 +196,8 @@ def partial_statistics(
             TILE=config.tile,
             NUM_IDS=num_ids,
             IDS_TILE=IDS_TILE,
+            STUDENT_PADDED=student.padded,
+            TEACHER_PADDED=teacher is not None and teacher.padded,
             num_warps=config.num_warps,
             **OPTIONS,
         )

@@ -73,9 +73,19 @@ def transformed(raw, bias_ptr, cols, valid, pre, post):
 
 
 @triton.jit
-def logits(row_ptr, bias_ptr, cols, valid, pre, post):
-    """Load one row's columns and transform them."""
-    raw = tl.load(row_ptr + cols, mask=valid, other=0.0)
+def touchable(cols, vocab, valid, PADDED: tl.constexpr):
+    """Columns that a load or store may touch. Where the memory of a row goes on to a multiple of
+    16, whole vectors of it: a mask that ends within one has every element moved by itself.
+    """
+    if PADDED:
+        return cols < (vocab + 15) // 16 * 16
+    return valid
+
+
+@triton.jit
+def logits(row_ptr, bias_ptr, cols, there, valid, pre, post):
+    """Load one row's columns, those that are `there`, and transform them."""
+    raw = tl.load(row_ptr + cols, mask=there, other=0.0)
     z, _ = transformed(raw, bias_ptr, cols, valid, pre, post)
     return z
 

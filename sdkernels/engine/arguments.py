@@ -25,7 +25,7 @@ from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.problem import Problem, flat_view
 from sdkernels.engine.sharding import check_same_everywhere
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
-from sdkernels.rows import RowSpec, resolve_backend
+from sdkernels.rows import RowSpec, resolve_backend, slab_columns
 
 _FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -80,6 +80,7 @@ def build_problem(
     cast_rows = cast_rows_within(budget_bytes, widest, spec.compute_dtype)
     # Chunks must be the same on every rank, so they are planned for the widest slice.
     columns = head.vocab if head.shard is None else head.shard.widest
+    columns = slab_columns(columns) if rows.name == "triton" else columns
     if debug and head.shard is not None:
         check_same_everywhere(
             head.shard,

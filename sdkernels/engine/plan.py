@@ -24,7 +24,7 @@ from sdkernels.engine.chunks import (
 )
 from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.stats import DIFFERENTIABLE
-from sdkernels.rows import RowSpec
+from sdkernels.rows import RowSpec, slab_columns
 
 TEACHERS = ("hidden", "logits", None)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -116,15 +116,16 @@ def plan_loss(
     slab = torch.float32 if slab_dtype == "float32" else dtype
     budget = share_of_memory(device_memory_bytes) if chunk_bytes is None else chunk_bytes
     cast_rows = cast_rows_within(budget, max(hidden_size, teacher_size), spec.compute_dtype)
+    columns = slab_columns(vocab)
     cost = token_bytes(
-        vocab=vocab,
+        vocab=columns,
         hidden_size=hidden_size,
         teacher_size=teacher_size,
         slab_dtype=slab,
         spec=spec,
         cast_rows=cast_rows,
     )
-    chunks = plan_chunks(tokens, cost, lambda count: _scratch_bytes(count, vocab), budget)
+    chunks = plan_chunks(tokens, cost, lambda count: _scratch_bytes(count, columns), budget)
     grows = trainable_head or trainable_hidden
     dz = dz_dtype or slab
     slab_bytes = slab.itemsize * (2 if teacher_size else 1)
@@ -138,7 +139,7 @@ def plan_loss(
         gemm_flops=2 * tokens * vocab * products,
         chunks=chunks,
         chunk_bytes=budget,
-        slab_bytes=chunks.chunk_tokens * vocab * slab_bytes,
+        slab_bytes=chunks.chunk_tokens * columns * slab_bytes,
         bytes_per_logit=_bytes_per_logit(uses, teacher, dtype, slab, dz, grows),
         launches_per_chunk=_launches(
             uses,

@@ -18,7 +18,7 @@ from sdkernels.engine.heads import LMHead
 from sdkernels.engine.linear import hidden_gradient, project
 from sdkernels.engine.stats import Tokens, TokenStats, zeros_like_stat
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
-from sdkernels.rows import RowBackend, RowGate, RowSpec, Side
+from sdkernels.rows import RowBackend, RowGate, RowSpec, Side, slab_columns
 
 
 @dataclass
@@ -106,7 +106,14 @@ class Problem:
         if self.slab_free:
             return torch.empty((0, self.head.vocab), dtype=self.slab_dtype, device=self.device)
         rows = self.plan.chunk_tokens * (2 if isinstance(self.teacher, HiddenTeacher) else 1)
-        return torch.empty((rows, self.head.vocab), dtype=self.slab_dtype, device=self.device)
+        columns = slab_columns(self.head.vocab) if self.padded else self.head.vocab
+        slab = torch.empty((rows, columns), dtype=self.slab_dtype, device=self.device)
+        return slab[:, : self.head.vocab]
+
+    @property
+    def padded(self) -> bool:
+        """Whether slabs have whole vectors, see `rows.slab_columns`; the CPU does without."""
+        return self.backend.name == "triton"
 
     def forward_chunk(
         self, slabs: Tensor, lo: int, hi: int
@@ -118,13 +125,15 @@ class Problem:
         if self.slab_free:
             return self._fused_chunk(hidden_CD, lo, hi), None, hidden_CD
         count = hi - lo
-        student = _side(self.head, slabs[:count], self.temperature)
+        student = self._side(self.head, slabs[:count], self.temperature)
         chosen_CK = None if self.ids_NK is None else self.ids_NK[lo:hi]
         support_CK, teacher_logp_CK = None, None
         teacher: Side | None = None
         if isinstance(self.teacher, HiddenTeacher):
             teacher_hidden_CD = self.rows(self.teacher.hidden, lo, hi)
-            teacher = _side(self.teacher.head, slabs[count : 2 * count], self.teacher_temperature)
+            teacher = self._side(
+                self.teacher.head, slabs[count : 2 * count], self.teacher_temperature
+            )
             if self._one_product(hidden_CD, teacher_hidden_CD, self.teacher.head):
                 stacked = torch.cat([hidden_CD, teacher_hidden_CD])
                 self._project(stacked, self.head, slabs[: 2 * count])
@@ -155,7 +164,7 @@ class Problem:
             hidden_CD,
             self.head.weight.detach()[: self.head.vocab],
             # The transforms of the logits; there is no slab to hold them.
-            _side(self.head, hidden_CD[:0], self.temperature),
+            self._side(self.head, hidden_CD[:0], self.temperature),
             None if self.ids_NK is None else self.ids_NK[lo:hi],
             self.spec,
             self._row_gate(lo, hi),
@@ -216,6 +225,10 @@ class Problem:
             and teacher_hidden_CD.dtype == hidden_CD.dtype
         )
 
+    def _side(self, head: LMHead, raw_CV: Tensor, temperature: float) -> Side:
+        bias_V = None if head.bias is None else head.bias.detach()[: head.vocab]
+        return Side(raw_CV, bias_V, head.scale, head.softcap, temperature, padded=self.padded)
+
     def _row_gate(self, lo: int, hi: int) -> RowGate | None:
         if self.gate is None:
             return None
@@ -231,11 +244,6 @@ def flat_view(tensor: Tensor, lead: torch.Size) -> Tensor | None:
         return tensor.view(lead.numel(), *tensor.shape[len(lead) :])
     except RuntimeError:
         return None
-
-
-def _side(head: LMHead, raw_CV: Tensor, temperature: float) -> Side:
-    bias_V = None if head.bias is None else head.bias.detach()[: head.vocab]
-    return Side(raw_CV, bias_V, head.scale, head.softcap, temperature)
 
 
 def _look_up(stats: dict[str, Tensor], chosen_CK: Tensor) -> Tensor:

@@ -13,10 +13,18 @@ import logging
 import torch
 
 from sdkernels.kernels import unavailable_reason
-from sdkernels.rows.interface import RowBackend, RowGate, RowSpec, Side
+from sdkernels.rows.interface import RowBackend, RowGate, RowSpec, Side, slab_columns
 from sdkernels.rows.torch_rows import TorchRows
 
-__all__ = ["BACKENDS", "RowBackend", "RowGate", "RowSpec", "Side", "resolve_backend"]
+__all__ = [
+    "BACKENDS",
+    "RowBackend",
+    "RowGate",
+    "RowSpec",
+    "Side",
+    "slab_columns",
+    "resolve_backend",
+]
 
 BACKENDS = ("auto", "triton", "torch")
 

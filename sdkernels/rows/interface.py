@@ -27,7 +27,8 @@ class Side:
 
     The order of the transforms is bias, scale, softcap, temperature: `softcap * tanh((raw + bias) *
     scale / softcap) / temperature`. `owned` slabs may be overwritten by the backend; a user's
-    tensor may not.
+    tensor may not. `padded`: each row's memory goes on to
+    the next multiple of 16 columns and is the backend's too.
     """
 
     raw_CV: Tensor
@@ -36,6 +37,14 @@ class Side:
     softcap: float | None = None
     temperature: float = 1.0
     owned: bool = True
+    padded: bool = False
+
+
+def slab_columns(vocab: int) -> int:
+    """Columns to allocate for `vocab` logits, so that every row begins and ends with a whole
+    vector: kernels move single elements otherwise.
+    """
+    return -(-vocab // 16) * 16
 
 
 @dataclass(frozen=True)

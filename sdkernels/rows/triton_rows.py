@@ -21,7 +21,7 @@ from sdkernels.kernels.launch import Logits
 from sdkernels.kernels.mixture import mixture_parts, mixture_statistics
 from sdkernels.kernels.statistics import partial_statistics, statistics_parts
 from sdkernels.rows.fused_rows import FusedRows
-from sdkernels.rows.interface import RowGate, RowSpec, Side
+from sdkernels.rows.interface import RowGate, RowSpec, Side, slab_columns
 from sdkernels.rows.lists import side_by_side, split_lists
 from sdkernels.rows.partials import Partials
 from sdkernels.rows.triton_merge import columns, merged
@@ -106,7 +106,10 @@ class TritonRows:
         raw_CV, spec = state.student.raw_CV, state.spec
         dtype = spec.gradient_dtype or raw_CV.dtype
         in_place = state.student.owned and dtype == raw_CV.dtype and raw_CV.stride(-1) == 1
-        out_CV = raw_CV if in_place else raw_CV.new_empty(raw_CV.shape, dtype=dtype)
+        out_CV = raw_CV
+        if not in_place:
+            tokens, vocab = raw_CV.shape
+            out_CV = raw_CV.new_empty(tokens, slab_columns(vocab), dtype=dtype)[:, :vocab]
         per_row = {
             name: coef.float().contiguous() for name, coef in coefs.items() if coef.dim() == 1
         }
@@ -131,6 +134,7 @@ class TritonRows:
             ids_coef_CK=ids_coef_CK,
             jsd_beta=spec.jsd_beta,
             entry_clip=spec.entry_clip,
+            out_padded=state.student.padded or not in_place,
         )
         return out_CV
 
@@ -142,6 +146,7 @@ def _logits(side: Side) -> Logits:
         scale=side.scale,
         softcap=side.softcap,
         temperature=side.temperature,
+        padded=side.padded,
     )
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 from sdkernels import kernels
-from sdkernels.rows import RowBackend, triton_rows
+from sdkernels import rows as rows_package
+from sdkernels.rows import RowBackend
 
+CALLERS = ("triton_merge", "fused_rows", "triton_rows")
 _numbers = itertools.count()
 
 
@@ -44,8 +46,13 @@ def mutated_module(folder: Path, file: str, old: str, new: str) -> ModuleType:
 def mutated_rows(folder: Path, file: str, old: str, new: str) -> RowBackend:
     """`TritonRows` on a changed copy of the kernels."""
     name = mutated_package(folder, file, old, new)
-    text = Path(triton_rows.__file__).read_text().replace("sdkernels.kernels", name)
-    (folder / f"{name}_rows.py").write_text(text)
+    # The modules that call kernels, the last one calling the others.
+    for module in CALLERS:
+        text = (Path(rows_package.__path__[0]) / f"{module}.py").read_text()
+        text = text.replace("sdkernels.kernels", name)
+        for other in CALLERS:
+            text = text.replace(f"sdkernels.rows.{other}", f"{name}_{other}")
+        (folder / f"{name}_{module}.py").write_text(text)
     importlib.invalidate_caches()
-    rows: RowBackend = importlib.import_module(f"{name}_rows").TritonRows()
+    rows: RowBackend = importlib.import_module(f"{name}_triton_rows").TritonRows()
     return rows

@@ -75,3 +75,26 @@ def test_the_fused_linear_kernel_uses_the_matrix_instruction_of_its_target(
         if key.startswith("linear/") and key.endswith(target) and "/fp32/" not in key
     }
     assert used == {instruction}
+
+
+VECTORS = """
+from sdkernels.kernels import aot, aot_cases
+from sdkernels.kernels.configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS
+statistics = aot_cases._statistics(STATISTICS_CONFIGS[-1], "fp32", "pair")
+gradient = aot_cases._gradient(ELEMENTWISE_CONFIGS[-1], "fp32", "bf16", "kl_teacher_student")
+for case in (statistics, gradient):
+    for odd in (case, aot_cases._odd(case, padded=True), aot_cases._odd(case, padded=False)):
+        ptx = aot.compiled(odd, "sm_90").asm["ptx"]
+        vectors = [name for name in ("ld.global.v4", "st.global.v4") if name in ptx]
+        print(",".join(vectors) or "none")
+"""
+
+
+def test_an_odd_vocabulary_in_a_padded_slab_is_read_and_written_in_vectors() -> None:
+    """And would not be without the padding, which is what the padding is for."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", VECTORS], env=environment, capture_output=True, text=True, check=True
+    )
+    reads, writes = "ld.global.v4", "ld.global.v4,st.global.v4"
+    assert done.stdout.split() == [reads, reads, "none", writes, writes, "none"]

@@ -10,7 +10,7 @@ import torch
 from helpers.logit_problems import DEVICE, LogitProblem, assert_like_oracle, family
 from helpers.poison import poisoned_memory
 
-from sdkernels.rows import RowSpec, Side, resolve_backend
+from sdkernels.rows import RowSpec, Side, resolve_backend, slab_columns
 from sdkernels.rows.torch_rows import TorchRows
 from sdkernels.rows.triton_rows import TritonRows
 from sdkernels.testing import input_families
@@ -300,6 +300,33 @@ def test_strided_slabs_are_exact(view: str) -> None:
     for name, value in stats.items():
         assert torch.equal(found[name], value), name
     assert torch.equal(found_grad, grad)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_padded_slab_gives_the_same_bits_and_keeps_its_rows_apart(
+    dtype: torch.dtype | None,
+) -> None:
+    """What lies between the rows is NaN before; neither statistics nor gradients see it."""
+    spec = replace(EVERYTHING, gradient_dtype=dtype)
+    problem = family("small_random", 3, 5001, ids=2, spec=spec)
+    assert problem.teacher is not None
+
+    def padded(side: Side) -> Side:
+        tokens, vocab = side.raw_CV.shape
+        slab = torch.full((tokens, slab_columns(vocab)), torch.nan, device=DEVICE)
+        slab[:, :vocab] = side.raw_CV
+        return replace(side, raw_CV=slab[:, :vocab], padded=True)
+
+    results = []
+    plain = replace(problem.student, raw_CV=problem.student.raw_CV.clone()), problem.teacher
+    for student, teacher in (plain, (padded(problem.student), padded(problem.teacher))):
+        rows = TritonRows()
+        stats, state = rows.forward(student, teacher, problem.ids_CK, None, spec)
+        names = ("jsd", "kl_teacher_student", "entropy", "logp")
+        grad = rows.backward(state, {name: torch.ones_like(stats[name]) for name in names})
+        results.append({**stats, "gradient": grad})
+    for name, value in results[0].items():
+        assert torch.equal(results[1][name], value), name
 
 
 def test_an_expanded_teacher_is_exact() -> None:
