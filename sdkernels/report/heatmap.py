@@ -292,8 +292,7 @@ def _steps(record: TokenRecord, limits: dict[str, float]) -> str:
         )
     return (
         f'<details class="steps"><summary>Step by step: {len(steps)} steps</summary>'
-        '<p class="foot">Mean gap of each step\'s tokens, nats. Right and red: the teacher would '
-        f"keep the step. Left and blue: it would change it.</p><ol>{''.join(rows)}</ol></details>"
+        f"<ol>{''.join(rows)}</ol></details>"
     )
 
 

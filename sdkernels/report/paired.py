@@ -81,6 +81,8 @@ def _cell(
     difference = quantity.scale * found["difference"]
     if not found["better"] and not found["worse"]:
         return Cell("0", extra="no problem differs")
+    if found["n"] == 1:
+        return Cell(_signed(difference), extra="1 problem")
     apart = "apart" if low > 0 or high < 0 else "value"
     return Cell(_signed(difference), apart, extra=f"{_typed(low)} to {_typed(high)}")
 

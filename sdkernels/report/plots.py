@@ -117,7 +117,7 @@ def _more_curves(runs: Sequence[Run]) -> Any:
 
 
 def _entropy_deciles(runs: Sequence[Run]) -> Any:
-    word = "tenth of a response's tokens by student entropy"
+    word = "tenth of the tokens, by entropy"
     return _panels(decile_panels(runs), Curves([], 1, DECILES, None, []), runs, word)
 
 

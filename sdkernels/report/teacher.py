@@ -16,6 +16,7 @@ FILE = "teacher_accuracy.json"
 HINT = "sdkernels eval --context reference_solution --out FOLDER"
 
 _DOUBT = "Epistemic markers"
+_ONE = "1 problem"
 COLUMNS = (
     Column("", "Score", "%", ("accuracy",), percent, interval=True),
     Column("", "Tokens", "per response", ("completion_length",), number),
@@ -24,7 +25,7 @@ COLUMNS = (
     Column(_DOUBT, "whole words", "per 1,000 tokens", ("markers", "per_1k_tokens"), number),
     Column(" ", "Entropy", "nats", ("entropy",), number),
     Column(" ", "Cut", "%", ("truncated_share",), percent),
-    Column(" ", "Answers", "", ("answers",), number),
+    Column(" ", "Answers", "", ("answers",), "{:.0f}".format),
 )
 
 
@@ -102,6 +103,8 @@ def _cell(column: Column, entry: Mapping[str, Any]) -> Cell:
         silent = as_number(entry.get("answers")) == 0
         why = "the context had nothing to say for any problem" if silent else "was not recorded"
         return Cell(DASH, "missing", why)
+    if column.interval and as_number(entry.get("n")) == 1:
+        return Cell(cell.shown, extra=_ONE)  # an interval would be that of resampling one number
     return cell
 
 
@@ -112,6 +115,8 @@ def _change(entry: Mapping[str, Any]) -> Cell:
         alone = entry.get("context") == "none"
         why = "the others are compared with it" if alone else "no problem has both answers"
         return Cell(DASH, "missing", why)
+    if as_number(lookup(entry, "change", "n")) == 1:
+        return Cell(number(100 * value, signed=True), extra=_ONE)
     low, high = (typographic(number(100 * bound, signed=True)) for bound in bounds)
     state = "apart" if bounds[0] > 0 or bounds[1] < 0 else "value"
     return Cell(number(100 * value, signed=True), state, extra=f"{low} to {high}")

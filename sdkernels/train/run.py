@@ -20,7 +20,7 @@ from sdkernels.train import checkpoint
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.config_file import write_yaml
 from sdkernels.train.data import GYM_SOURCES, load_examples
-from sdkernels.train.evaluation import headline, read_result, save_result
+from sdkernels.train.evaluation import compare, headline, read_result, save_result
 from sdkernels.train.journal import JOURNAL_OF_RANK, Journal
 from sdkernels.train.loading import add_lora, disable_dropout, load_model, no_progress_bars
 from sdkernels.train.method_checks import check_method
@@ -340,6 +340,7 @@ def _summary(
         "steps": trainer.state.global_step,
         "before": None if before is None else headline(before),
         "after": None if after is None else headline(after),
+        "change": None if before is None or after is None else compare(before, after),
         "last": lines[-1] if lines else None,
         "tokens_per_second": tokens / sum(busy) if busy else None,
         "peak_memory_bytes": max(

@@ -58,6 +58,12 @@ def test_runs_are_compared_with_the_first(tmp_path: Any) -> None:
     assert "one of the two evaluations was not recorded" in body
 
 
+def test_one_problem_has_no_interval(tmp_path: Any) -> None:
+    both = entries(BEFORE[:1]), entries(AFTER[:1])
+    _, ((cell, *_),) = paired.columns([run(tmp_path, "a", *both)])
+    assert (cell.shown, cell.state, cell.extra) == ("+50.0", "value", "1 problem")
+
+
 @pytest.mark.parametrize(
     ("after", "why"),
     [

@@ -24,6 +24,14 @@ def test_a_context_with_nothing_to_say_has_dashes_not_zeros() -> None:
     assert "the context had nothing to say for any problem" in row
 
 
+def test_one_problem_has_no_interval() -> None:
+    change = {"difference": -0.5, "interval": [-0.5, -0.5], "n": 1}
+    entry = {"context": "hint", "n": 1, "accuracy": 0.0, "accuracy_ci": [0, 0], "change": change}
+    body = teacher.section({"contexts": [entry]})
+    assert body.count("<small>1 problem</small>") == 2
+    assert 'class="apart"' not in body
+
+
 def test_without_a_result_the_page_says_how_to_get_one(tmp_path: Path) -> None:
     assert "sdkernels eval --context" in teacher.section(None)
     page = build(make_study(tmp_path)).read_text(encoding="utf-8")
