@@ -8,7 +8,7 @@ Shape letters: B rows, S sequence positions, L response tokens of a row, N packe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.contexts.types import Example, Message, Rollout
+from sdkernels.train.sides import Side, check_same_responses, make_side
 
 
 @dataclass
@@ -53,24 +54,6 @@ class Row:
     def has_tokens(self) -> bool:
         """Whether any token of the row is trained on."""
         return any(self.counts)
-
-
-@dataclass
-class Side:
-    """What one model reads: right-padded ids and mask `[B, S]`, and where the predictions stand,
-    flat `[N]` in B * S.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    index_N: Tensor
-
-    @property
-    def position_ids(self) -> Tensor:
-        """Positions `[B, S]`; padding stands on the right, so they count up from 0."""
-        return torch.arange(self.input_ids.shape[1], device=self.input_ids.device).expand_as(
-            self.input_ids
-        )
 
 
 @dataclass
@@ -128,29 +111,39 @@ class MicroBatch:
 
 
 def collate(
-    rows: Sequence[Row], pad_id: int, device: torch.device, *, with_teacher: bool
+    rows: Sequence[Row],
+    pad_id: int,
+    device: torch.device,
+    *,
+    with_teacher: bool,
+    packed: bool = False,
 ) -> MicroBatch:
     """Tensors of the rows that have tokens; if none has, of one row whose tokens are all left out.
+    `packed`: sequences without padding, see `sides.py`.
 
     A rank or micro-batch without tokens still has to run forward and backward, or the others wait
     for it forever.
     """
     used = [row for row in rows if row.has_tokens] or list(rows[:1])
     lengths = [len(row.response_ids) for row in used]
-    student = _side([row.prompt_ids for row in used], used, pad_id, device)
+    responses = [row.response_ids for row in used]
+
+    def side(prompts: list[list[int]], answers: list[list[int]] = responses) -> Side:
+        return make_side(prompts, answers, pad_id, device, packed=packed)
+
+    student = side([row.prompt_ids for row in used])
     teacher = None
     if with_teacher:
         # A row without a teacher prompt is only ever here to keep the graph alive; its own prompt
         # does for that.
-        prompts = [row.teacher_prompt_ids or row.prompt_ids for row in used]
-        teacher = _side(prompts, used, pad_id, device)
+        teacher = side([row.teacher_prompt_ids or row.prompt_ids for row in used])
         check_same_responses(student, teacher)
 
-    def packed(values: list[Any], dtype: torch.dtype) -> Tensor:
+    def tensor(values: list[Any], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=device)
 
     def repeated(values: list[float]) -> Tensor:
-        return packed(
+        return tensor(
             [v for v, n in zip(values, lengths, strict=True) for _ in range(n)], torch.float32
         )
 
@@ -164,11 +157,11 @@ def collate(
         rows=used,
         student=student,
         teacher=teacher,
-        target_N=packed([token for row in used for token in row.response_ids], torch.int64),
-        keep_N=packed([keep for row in used for keep in row.counts], torch.bool),
-        row_N=packed([b for b, n in enumerate(lengths) for _ in range(n)], torch.int64),
-        column_N=packed([column for n in lengths for column in range(n)], torch.int64),
-        weight_N=packed([weight for row in used for weight in row.weights], torch.float32),
+        target_N=tensor([token for row in used for token in row.response_ids], torch.int64),
+        keep_N=tensor([keep for row in used for keep in row.counts], torch.bool),
+        row_N=tensor([b for b, n in enumerate(lengths) for _ in range(n)], torch.int64),
+        column_N=tensor([column for n in lengths for column in range(n)], torch.int64),
+        weight_N=tensor([weight for row in used for weight in row.weights], torch.float32),
         advantage_N=repeated([row.advantage for row in used]),
         success_N=repeated([float(bool(row.rollout.success)) for row in used]),
         longest=max(lengths),
@@ -176,44 +169,26 @@ def collate(
         entropy_N=recorded("entropy"),
         sampler_logp_N=recorded("sampler_logp"),
         signal_N=repeated([float(row.teacher_prompt_ids is not None) for row in used]),
-        negatives=_negative_sides(used, pad_id, device) if with_teacher else [],
+        negatives=_negative_sides(used, side, device) if with_teacher else [],
     )
 
 
-def _negative_sides(rows: list[Row], pad_id: int, device: torch.device) -> list[NegativeSide]:
+def _negative_sides(
+    rows: list[Row], make: Callable[[list[list[int]], list[list[int]]], Side], device: torch.device
+) -> list[NegativeSide]:
     """The first contrasting prompt of every row that has one, then the second, and so on."""
     lengths = [len(row.response_ids) for row in rows]
     starts = [sum(lengths[:b]) for b in range(len(rows))]
     sides = []
     for k in range(max((len(row.negative_prompt_ids) for row in rows), default=0)):
         having = [b for b, row in enumerate(rows) if len(row.negative_prompt_ids) > k]
-        chosen = [rows[b] for b in having]
-        side = _side([row.negative_prompt_ids[k] for row in chosen], chosen, pad_id, device)
+        side = make(
+            [rows[b].negative_prompt_ids[k] for b in having],
+            [rows[b].response_ids for b in having],
+        )
         places = [starts[b] + column for b in having for column in range(lengths[b])]
         sides.append(NegativeSide(side, torch.tensor(places, device=device)))
     return sides
-
-
-def _side(prompts: list[list[int]], rows: list[Row], pad_id: int, device: torch.device) -> Side:
-    sequences = [prompt + row.response_ids for prompt, row in zip(prompts, rows, strict=True)]
-    width = max(map(len, sequences))
-    input_ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
-    attention_mask = torch.zeros((len(rows), width), dtype=torch.int64)
-    index: list[int] = []
-    for b, (prompt, sequence) in enumerate(zip(prompts, sequences, strict=True)):
-        input_ids[b, : len(sequence)] = torch.tensor(sequence)
-        attention_mask[b, : len(sequence)] = 1
-        # The state at position p predicts the token at p + 1.
-        index += range(b * width + len(prompt) - 1, b * width + len(sequence) - 1)
-    return Side(input_ids.to(device), attention_mask.to(device), torch.tensor(index, device=device))
-
-
-def check_same_responses(student: Side, teacher: Side) -> None:
-    """Student and teacher must score the same ids; anything else would be plausible nonsense."""
-    ours = student.input_ids.reshape(-1)[student.index_N + 1]
-    theirs = teacher.input_ids.reshape(-1)[teacher.index_N + 1]
-    if not torch.equal(ours, theirs):
-        raise AssertionError("student and teacher sequences carry different response ids")
 
 
 def mask_rows(

@@ -83,6 +83,11 @@ class SelfDistillConfig(TrainingArguments):
         None,
         "Attention implementation (sdpa, flash_attention_2, ...); None lets transformers choose.",
     )
+    padding_free: bool | None = _setting(
+        None,
+        "Pack the sequences of a forward pass without padding. None: where attention is flash "
+        "attention; true: everywhere, through block-diagonal masks.",
+    )
     trust_remote_code: bool = _setting(False, "Allow model code from the hub to run.")
     disable_dropout: bool = _setting(
         True, "Set every dropout to 0, so that student and teacher can agree exactly."

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from sdkernels.train.batch import Side
+from sdkernels.train.sides import Side
 
 Result = TypeVar("Result")
 

@@ -42,6 +42,7 @@ class RolloutTrainer(ResumableTrainer):
         passes: passes of the student without gradient.
         method_passes: what the recipe needs for a whole optimisation step.
         with_teacher: whether the loss compares with a teacher.
+        packed: whether sequences are packed without padding.
         rollouts: the batch of rollouts that is being trained on.
         weight_sync: gives a rollout server the weights before each batch of rollouts.
     """
@@ -53,6 +54,7 @@ class RolloutTrainer(ResumableTrainer):
     metrics: StepMetrics
     timers: Timers
     with_teacher: bool
+    packed: bool
     unwrapped: Any
     weight_sync: WeightSync | None
     rollouts: RolloutBatch | None = None
@@ -83,6 +85,7 @@ class RolloutTrainer(ResumableTrainer):
         self._shown = self._rows_to_show(rows)
         batches = [self._collate(part) for part in micro_batches]
         self.method_passes.prepare(batches, step, self.timers)
+        self._count_padding(batches)
         thresholds = self.passes.thresholds_of_step(batches, self.timers)
         inputs = [
             {"input_ids": batch.student.input_ids, "micro_batch": batch, "thresholds": threshold}
@@ -140,7 +143,18 @@ class RolloutTrainer(ResumableTrainer):
             self.processing_class.pad_token_id,
             self.args.device,
             with_teacher=self.with_teacher,
+            packed=self.packed,
         )
+
+    def _count_padding(self, batches: list[MicroBatch]) -> None:
+        """Shares of padding in what student and teacher read: as it is, and padded."""
+        for batch in batches:
+            for side in filter(None, (batch.student, batch.teacher)):
+                for name, size in (
+                    ("padding_share", side.input_ids.numel()),
+                    ("padding_share_if_padded", side.padded_size),
+                ):
+                    self.metrics.add(name, size - side.num_tokens, size)
 
     def _over_ranks(self, count: int) -> int | float:
         if self.accelerator.num_processes == 1 or not self.args.average_tokens_across_devices:

@@ -60,6 +60,8 @@ MEANS = (
     "clip_high_share",
     "is_clip_share",
     "sampler_gap_abs",
+    "padding_share",
+    "padding_share_if_padded",
 )
 SUMS = ("num_tokens", "marker_count")
 DECILES = 10

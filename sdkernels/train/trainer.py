@@ -42,6 +42,7 @@ from sdkernels.train.rollout import RolloutBackend, TransformersRollout
 from sdkernels.train.rollout_trainer import RolloutTrainer
 from sdkernels.train.server import ServerRollout
 from sdkernels.train.sharding import check_mode
+from sdkernels.train.sides import check_packing, packs_by_itself
 from sdkernels.train.step_loss import StepLoss, make_gate
 from sdkernels.train.step_metrics import LISTS, StepMetrics, Timers, peak_memory_bytes
 from sdkernels.train.step_switches import split_state
@@ -125,6 +126,7 @@ class SelfDistillTrainer(RolloutTrainer):
             optimizers=optimizers,
         )
         check_mode(self.accelerator)
+        self.packed = self._packs()
         use_compact_progress(self)
         # Weights are already those of the whole optimisation step.
         self.loss_is_scaled_for_ga = True
@@ -137,6 +139,16 @@ class SelfDistillTrainer(RolloutTrainer):
         self.logs = (self.metrics_log, self.tokens_log)
         self._shown: list[Row] = []
         self._logged_at = time.perf_counter()
+
+    def _packs(self) -> bool:
+        """Whether to pack sequences; refuses a model that would mix them."""
+        wanted = self.args.padding_free
+        if wanted is None:
+            wanted = packs_by_itself(self.model)
+        external = None if self.teacher is None else self.teacher.model
+        for model in filter(None, (self.model, external)) if wanted else ():
+            check_packing(model)
+        return wanted
 
     @property
     def unwrapped(self) -> Any:

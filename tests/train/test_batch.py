@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sdkernels.contexts import Example, Rollout
-from sdkernels.train.batch import Row, check_same_responses, collate, mask_rows, set_weights
+from sdkernels.train.batch import Row, collate, mask_rows, set_weights
+from sdkernels.train.sides import check_same_responses
 
 CPU = torch.device("cpu")
 
@@ -35,7 +36,7 @@ def test_the_index_points_at_the_state_before_each_response_token():
     before = batch.teacher.input_ids.reshape(-1)[batch.teacher.index_N]
     assert before.tolist() == [7, 10, 9, 12, 13]
     assert batch.target_N.tolist() == [10, 11, 12, 13, 14]
-    assert batch.student.position_ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+    assert batch.student.position_ids.tolist() == [[0, 1, 2, 3, 4], [0, 1, 2, 3, 3]]
 
 
 def test_unpack_and_pack_are_inverse():

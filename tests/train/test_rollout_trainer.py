@@ -229,3 +229,26 @@ def test_log_probs_of_the_sampler_are_the_old_ones(make_trainer):
     assert line["policy_drift"] == pytest.approx(line["sampler_gap_abs"], rel=0.2)
     assert line["clip_low_share"] > 0.5
     assert math.isfinite(line["loss"])
+
+
+@pytest.mark.parametrize("recipe", ["dasd", "sdpo", "grpo"])
+def test_packed_sequences_train_like_padded_ones(make_trainer, tmp_path, recipe):
+    trainers = []
+    for packed in (False, True):
+        trainer = make_trainer(
+            rollout=FixedRollout(),
+            **GRPO | {"recipe": recipe, "learning_rate": 0.1, "max_steps": 3},
+            padding_free=packed,
+            output_dir=str(tmp_path / str(packed)),
+        )
+        trainer.train()
+        trainers.append(trainer)
+    padded, packed = (trainer.metrics_log.read() for trainer in trainers)
+    for a, b in zip(padded, packed, strict=True):
+        for key in ("loss", "grad_norm", "entropy"):
+            assert b[key] == pytest.approx(a[key], rel=2e-4, abs=1e-7), key
+        assert (b["padding_share"], a["padding_share"]) == (0, b["padding_share_if_padded"])
+        assert 0.02 < a["padding_share"] < 0.6
+    ours, theirs = map(weights, trainers)
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-5)
