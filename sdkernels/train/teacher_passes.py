@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from sdkernels.engine import HiddenTeacher, LMHead, TokenStats, token_stats
-from sdkernels.train.batch import MicroBatch, Side
+from sdkernels.train.batch import MicroBatch
 from sdkernels.train.forward import hidden_states
+from sdkernels.train.sides import Side
 from sdkernels.train.step_metrics import Timers
 from sdkernels.train.teacher import TeacherWeights
 from sdkernels.train.teacher_mix import mixed_teacher

@@ -316,6 +316,7 @@ class PlainLoss:
     def __init__(self, trainer: SelfDistillTrainer) -> None:
         self.trainer = trainer
         self.fused = trainer.step_loss
+        self.switches = self.fused.switches
 
     def __call__(self, model, batch, thresholds, timers):
         _, stats = self.fused(model, batch, thresholds, timers)
