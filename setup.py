@@ -31,6 +31,7 @@ DEV = [
     *DOCS,
     "build",
     "codespell[toml]",
+    "kernels>=0.17",
     "liger-kernel==0.8.5",
     "mypy>=2.0",
     "pytest>=8",
