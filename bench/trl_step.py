@@ -6,7 +6,8 @@ A trainer is made around a model with one small layer, so that head and loss are
 step; what the layer costs (forward and backward without a head) is measured too and subtracted.
 The step is `trainer.compute_loss` and its backward pass on a made-up batch: four sequences of which
 `tokens` positions have a loss, and 32 prompt positions each. Every trainer runs in a process of its
-own; before and after alternate in it. Peak memory is what the process grew by, gradients included.
+own; before and after alternate in it. Peak memory is what the process (on a
+GPU: its allocator) grew by, gradients included.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
         trainer = MAKERS[name](folder, flags)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = 1
-    batch = make_batch(name, flags)
+    device = trainer.args.device
+    batch = {key: value.to(device) for key, value in make_batch(name, flags).items()}
     runs: dict[str, Callable[[], None]] = {
         "before": lambda: step(trainer, batch),
         "after": lambda: step(trainer, batch),
@@ -98,12 +100,12 @@ def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
             with use_engine(trainer) if key == "after" else nullcontext():
                 trainer.model.zero_grad()
                 if round_number:
-                    times[key].append(seconds(run))
+                    times[key].append(seconds(run, device))
                     continue
                 # Not timed: first calls set up caches.
                 run()
                 trainer.model.zero_grad()
-                peaks[key] = peak_extra_bytes(run)
+                peaks[key] = peak_extra_bytes(run, device)
     return {key: {"seconds": spread(times[key]), "peak_extra_bytes": peaks[key]} for key in runs}
 
 
