@@ -51,29 +51,28 @@ TRAINED_MARKERS = tuple(
 
 def by_verdict(runs: Sequence[Run]) -> str:
     """Return the table of correct against wrong rollouts."""
-    return _section(runs, BY_VERDICT, "No step recorded its rollouts by verdict.")
+    return _table(runs, BY_VERDICT) or _empty("No step recorded its rollouts by verdict.")
 
 
 def by_kind(runs: Sequence[Run]) -> str:
     """Return the table of math, style and other tokens."""
-    return _section(runs, BY_KIND, "No step recorded its tokens by kind.")
+    return _table(runs, BY_KIND) or _empty("No step recorded its tokens by kind.")
 
 
 def markers(runs: Sequence[Run]) -> str:
     """Return the marker tables: evaluations before and after training, then the rollouts."""
-    shown = [columns for columns in (EVALUATED_MARKERS, TRAINED_MARKERS) if _any(runs, columns)]
-    if not shown:
-        return '<p class="empty">No run recorded how it counted markers.</p>'
-    return "".join(_section(runs, columns, "") for columns in shown)
+    shown = [_table(runs, columns) for columns in (EVALUATED_MARKERS, TRAINED_MARKERS)]
+    return "".join(shown) or _empty("No run recorded how it counted markers.")
 
 
-def _any(runs: Sequence[Run], columns: Sequence[Column]) -> bool:
-    return any(column.cell(run.record).state != "missing" for run in runs for column in columns)
-
-
-def _section(runs: Sequence[Run], columns: Sequence[Column], empty: str) -> str:
-    if not _any(runs, columns):
-        return f'<p class="empty">{empty}</p>'
+def _table(runs: Sequence[Run], columns: Sequence[Column]) -> str:
+    """Return the table, or nothing if no run has any of the values."""
     records = [run.record for run in runs]
     cells = [[column.cell(record) for column in columns] for record in records]
+    if all(cell.state == "missing" for row in cells for cell in row):
+        return ""
     return table(runs, columns, cells, made_of=False)
+
+
+def _empty(why: str) -> str:
+    return f'<p class="empty">{why}</p>'
