@@ -1,0 +1,44 @@
+"""What the figures depend on."""
+
+import torch
+
+from sdkernels.bench import machine
+
+CPU = torch.device("cpu")
+
+
+def test_facts_name_versions_also_of_what_is_not_there(monkeypatch):
+    monkeypatch.setattr(machine, "PACKAGES", ("torch", "no-such-package"))
+    facts = machine.machine(CPU)
+    assert facts["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert facts["versions"]["no-such-package"] is None
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["hardware"] == "cpu"
+    assert facts["cpu"]
+
+
+def test_the_file_of_a_gpu_is_named_after_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200 (80GB)/x")
+    assert machine.hardware(torch.device("cuda")) == "nvidia-h200-80gb-x"
+
+
+def test_clocks_of_the_cores(monkeypatch):
+    text = "processor : 0\ncpu MHz\t\t: 2596.122\nprocessor : 1\ncpu MHz\t\t: 1000.5\n"
+    monkeypatch.setattr(machine, "_cpuinfo", lambda: text)
+    assert machine.clocks(CPU) == {"cores_mhz": [2596.122, 1000.5]}
+    monkeypatch.setattr(machine, "_cpuinfo", str)
+    assert machine.clocks(CPU) is None
+
+
+def test_clocks_of_a_gpu_come_from_its_tool(monkeypatch, tmp_path):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\necho '1980 MHz, 3201 MHz, 41, 120.5 W'\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: str(tool))
+    found = machine.clocks(torch.device("cuda", 0))
+    assert found["clocks.sm"] == "1980 MHz"
+    assert found["power.draw"] == "120.5 W"
+    tool.write_text("#!/bin/sh\nexit 9\n")
+    assert machine.clocks(torch.device("cuda", 0)) is None
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    assert machine.clocks(torch.device("cuda", 0)) is None

@@ -1,0 +1,39 @@
+"""`python -m bench`."""
+
+import pytest
+
+from sdkernels.bench import __main__ as command
+from sdkernels.bench import results, suite
+
+
+@pytest.fixture
+def two(monkeypatch):
+    entries = [suite.Entry("nll", "tiny", 8, 0.01, peers=("eager",)) for _ in range(2)]
+    monkeypatch.setattr(suite, "cpu_entries", lambda: entries)
+
+
+def test_runs_prints_and_writes(two, capsys, tmp_path):
+    out = tmp_path / "new" / "cpu.json"
+    command.main(["--device", "cpu", "--out", str(out)])
+    result = results.read(out)
+    assert len(result["runs"]) == 2
+    assert result["command"] == "python -m bench --device cpu"
+    text = capsys.readouterr().out
+    assert text.count("floor: 3 bare matrix products") == 2
+    assert str(out) in text
+
+
+def test_a_limit_leaves_runs_out_and_says_so(two, capsys, tmp_path):
+    out = tmp_path / "cpu.json"
+    command.main(["--device", "cpu", "--limit-seconds", "0", "--out", str(out)])
+    assert len(results.read(out)["left_out"]) == 2
+    assert "left out: nll, tiny, T = 8" in capsys.readouterr().out
+
+
+def test_results_lie_in_the_checkout_or_where_an_installed_package_is_called(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    device = suite.torch.device("cpu")
+    assert command.default_path(device).parent == command.HERE / "results"
+    monkeypatch.setattr(command, "HERE", tmp_path / "site-packages")
+    assert command.default_path(device).parent == tmp_path
+    assert command.default_path(device).name.startswith("cpu-20")
