@@ -250,7 +250,7 @@ def in_own_process(options: argparse.Namespace, name: str) -> dict[str, Any]:
         for key in ("model", "prompts", "generations", "prompt", "completion", "steps")
     ]
     done = subprocess.run(
-        [sys.executable, "-m", "bench.trainer_step", *words, "--one", name],
+        [sys.executable, "-m", f"{__package__}.trainer_step", *words, "--one", name],
         capture_output=True,
         text=True,
         env=os.environ | {"TRL_EXPERIMENTAL_SILENCE": "1"},
