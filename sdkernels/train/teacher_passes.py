@@ -71,8 +71,11 @@ class TeacherPasses:
 
     def _run(self, side: Side) -> HiddenTeacher:
         def one(network: Any) -> HiddenTeacher:
-            head = LMHead.from_model(network, valid_vocab=self.valid_vocab)
-            return HiddenTeacher(hidden_states(network, side).detach(), head)
+            hidden_ND = hidden_states(network, side).detach()
+            # Behind the trunk, whose forward is what gathers a sharded weight.
+            return HiddenTeacher(
+                hidden_ND, LMHead.from_model(network, valid_vocab=self.valid_vocab)
+            )
 
         with self.weights.active() as network:
             teacher = one(network)
