@@ -233,7 +233,7 @@ class Echo:
 @pytest.mark.parametrize("name", contexts.names())
 def test_every_context_goes_through_the_trainer(make_trainer, tokenizer, name):
     examples = [
-        Example(**(vars(e) | {"feedback": "The sum is off."}))
+        Example(**(vars(e) | {"feedback": "The sum is off.", "stronger_solution": "Add. Done."}))
         for e in make_trainer(max_steps=1).train_dataset
     ]
     trainer = make_trainer(
