@@ -8,7 +8,6 @@ import argparse
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -72,7 +71,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
     except BrokenPipeError:
         # The reader, such as `head`, has what it wanted. Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        return 128 + 13  # SIGPIPE, which Windows has no name for
     except KeyboardInterrupt:
         print(
             "sdkernels: interrupted at once; what was saved before is complete. A training goes on "
