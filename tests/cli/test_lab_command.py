@@ -39,7 +39,7 @@ def test_the_command_passes_its_flags_on(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--scale", "defualt"], "did you mean 'default'?"),
+        (["--scale", "defaultt"], "did you mean 'default'?"),
         (["--seeds", "0"], "seeds=0: expected at least 1"),
         (["--device", "tpu"], "device='tpu'"),
     ],

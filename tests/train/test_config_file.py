@@ -133,7 +133,7 @@ def test_a_file_replaces_what_its_bases_say(tmp_path):
         ({"a": "base: a.yaml"}, "its bases go in a circle: a.yaml -> a.yaml"),
         ({"a": "base: b.yaml", "b": "base: a.yaml"}, "a circle: a.yaml -> b.yaml -> a.yaml"),
         ({"a": "base: b.yaml", "b": "recipee: x"}, "b.yaml: unknown setting 'recipee'"),
-        ({"a": "publishd: x"}, "unknown setting 'publishd'; did you mean published"),
+        ({"a": "publisheds: x"}, "unknown setting 'publisheds'; did you mean published"),
     ],
 )
 def test_wrong_bases_get_one_line(tmp_path, files, message):

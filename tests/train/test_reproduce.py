@@ -88,7 +88,7 @@ def test_full_scale_is_the_file_and_changes_win(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scale": "fulll"}, "scale='fulll' .did you mean 'full'"),
+        ({"scale": "fullx"}, "scale='fullx' .did you mean 'full'"),
         ({"changes": {"max_step": 1}}, "--set: unknown setting 'max_step'; did you mean max_steps"),
     ],
 )
