@@ -14,15 +14,19 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from sdkernels import recipes
-from sdkernels.train.settings import as_mapping, check_choice, check_kind
-
-TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "trust_region", "external")
-ROLLOUT_BACKENDS = ("transformers", "server", "dataset")
-SYNC_KINDS = ("none", "folder", "nccl")
-ADVANTAGE_SCALES = ("group", "none")
-AGGREGATIONS = ("token_mean", "sequence_mean")
-GATES = ("direction_adaptive", "entropy_sign", "schmitt")
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+from sdkernels.train.config_checks import (
+    AGGREGATIONS,
+    DTYPES,
+    GATES,
+    ROLLOUT_BACKENDS,
+    SYNC_KINDS,
+    TEACHER_KINDS,
+    check_choices,
+    check_combinations,
+    check_ranges,
+    check_rollout_source,
+)
+from sdkernels.train.settings import as_mapping, check_kind
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -328,9 +332,10 @@ class SelfDistillConfig(TrainingArguments):
         super().__post_init__()
         for name in MAPPING_FIELDS:
             setattr(self, name, as_mapping(name, getattr(self, name)))
-        self._check_choices()
-        self._check_ranges()
-        self._check_combinations()
+        check_choices(self)
+        check_ranges(self)
+        check_combinations(self)
+        check_rollout_source(self)
         self._take_context_of_recipe()
 
     def _take_context_of_recipe(self) -> None:
@@ -348,123 +353,6 @@ class SelfDistillConfig(TrainingArguments):
         for name, hint in get_type_hints(type(self)).items():
             if name in self.__dict__ and name not in inherited:
                 check_kind(name, getattr(self, name), hint)
-
-    def _check_choices(self) -> None:
-        if self.gate is not None:
-            check_choice("gate", self.gate, GATES)
-        for name, accepted in (
-            ("teacher_model_kind", TEACHER_KINDS),
-            ("rollout_backend", ROLLOUT_BACKENDS),
-            ("rollout_server_sync", SYNC_KINDS),
-            ("scale_rewards", ADVANTAGE_SCALES),
-            ("aggregation", AGGREGATIONS),
-            ("dtype", DTYPES),
-            ("engine_backend", ("auto", "triton", "torch")),
-            ("slab_dtype", ("float32", "model")),
-        ):
-            check_choice(name, getattr(self, name), accepted)
-
-    def _check_ranges(self) -> None:
-        for name, low in (
-            ("num_generations", 1),
-            ("num_iterations", 1),
-            ("max_prompt_length", 1),
-            ("max_completion_length", 1),
-            ("per_device_train_batch_size", 1),
-            ("teacher_sync_steps", 1),
-            ("num_generations_eval", 1),
-            ("dump_tokens", 0),
-            ("skip_first_tokens", 0),
-            ("dump_tokens_steps", 1),
-            ("dataset_repeat", 1),
-            ("rollout_server_retries", 0),
-            ("rollout_server_concurrency", 1),
-            ("critic_max_new_tokens", 1),
-        ):
-            if getattr(self, name) < low:
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: expected a whole number of at least {low}"
-                )
-        for name in (
-            "temperature",
-            "loss_temperature",
-            "teacher_temperature",
-            "rollout_server_timeout",
-            "critic_timeout",
-        ):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value!r}: expected a number above 0")
-        if self.temperature_eval is not None and self.temperature_eval < 0:
-            raise ValueError(
-                f"temperature_eval={self.temperature_eval!r}: expected 0 (greedy) or more"
-            )
-        if not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"top_p={self.top_p!r}: expected a number above 0, at most 1 (keep everything)"
-            )
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k!r}: expected 0 (keep everything) or more")
-        if not 0 < self.teacher_update_rate <= 1:
-            raise ValueError(
-                f"teacher_update_rate={self.teacher_update_rate!r}: expected a rate in (0, 1]; it "
-                "is the share of the "
-                "student that enters the teacher at each step, so .05 is slow and .95 nearly `live`"
-            )
-
-    def _check_combinations(self) -> None:
-        each = self.gradient_accumulation_steps
-        if self.steps_per_generation is not None and (
-            self.steps_per_generation < each or self.steps_per_generation % each
-        ):
-            raise ValueError(
-                f"steps_per_generation={self.steps_per_generation}: expected a multiple of "
-                f"gradient_accumulation_steps={each}, so that a batch of rollouts makes whole "
-                f"optimiser steps; e.g. {2 * each} for two of them"
-            )
-        if self.teacher_model_kind == "external" and not self.teacher_model_name_or_path:
-            raise ValueError(
-                "teacher_model_kind='external' needs teacher_model_name_or_path, the model to load"
-            )
-        if self.teacher_model_kind != "external" and self.teacher_model_name_or_path:
-            raise ValueError(
-                f"teacher_model_name_or_path={self.teacher_model_name_or_path!r} has no effect "
-                "with "
-                f"teacher_model_kind={self.teacher_model_kind!r}; set teacher_model_kind='external'"
-            )
-        if self.rollout_backend == "server" and not self.rollout_server_url:
-            raise ValueError(
-                "rollout_backend='server' needs rollout_server_url, e.g. http://localhost:8000/v1"
-            )
-        if self.rollout_backend == "dataset" and self.num_generations != 1:
-            raise ValueError(
-                f"num_generations={self.num_generations}: with rollout_backend='dataset' an "
-                "example has one response, its `solution`; set num_generations=1"
-            )
-        if (self.rollout_server_sync == "folder") != (self.rollout_server_folder is not None):
-            raise ValueError(
-                f"rollout_server_folder={self.rollout_server_folder!r} with rollout_server_sync="
-                f"{self.rollout_server_sync!r}: 'folder' needs the server's model folder, and only "
-                "it does"
-            )
-        if self.rollout_backend != "server":
-            for name in ("rollout_server_logprobs", "rollout_server_sync", "rollout_server_url"):
-                if name in self._given:
-                    raise ValueError(
-                        f"{name}={self._given[name]!r} has no effect with rollout_backend="
-                        f"{self.rollout_backend!r}; set rollout_backend='server'"
-                    )
-        if self.remove_unused_columns:
-            raise ValueError(
-                "remove_unused_columns=True: examples are not model inputs, so it must stay off"
-            )
-        if self.n_gpu > 1:
-            raise ValueError(
-                f"{self.n_gpu} GPUs in one process would use DataParallel, which copies the model "
-                "every step; start one "
-                "process per GPU with `accelerate launch` or `torchrun`, or set "
-                "CUDA_VISIBLE_DEVICES=0"
-            )
 
     def mapping(self, name: str) -> dict[str, Any]:
         """One of the `*_args` and `*_kwargs` settings as a mapping, empty if it is not set."""

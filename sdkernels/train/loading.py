@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdkernels.train.config import DTYPES
+from sdkernels.train.config_checks import DTYPES
 from sdkernels.train.errors import ModelError
 from sdkernels.train.gguf import converted_folder, embedded_smollm2
 from sdkernels.train.settings import check_choice

@@ -1,0 +1,148 @@
+"""What a configuration refuses: values out of range, and settings that contradict one another.
+
+Every message names the setting, the value that came and what is accepted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sdkernels.train.settings import check_choice
+
+if TYPE_CHECKING:
+    from sdkernels.train.config import SelfDistillConfig
+
+TEACHER_KINDS = ("frozen", "ema", "live", "lora_off", "snapshot", "trust_region", "external")
+ROLLOUT_BACKENDS = ("transformers", "server", "dataset")
+SYNC_KINDS = ("none", "folder", "nccl")
+ADVANTAGE_SCALES = ("group", "none")
+AGGREGATIONS = ("token_mean", "sequence_mean")
+GATES = ("direction_adaptive", "entropy_sign", "schmitt")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def check_choices(config: SelfDistillConfig) -> None:
+    """Settings that accept a few words."""
+    if config.gate is not None:
+        check_choice("gate", config.gate, GATES)
+    for name, accepted in (
+        ("teacher_model_kind", TEACHER_KINDS),
+        ("rollout_backend", ROLLOUT_BACKENDS),
+        ("rollout_server_sync", SYNC_KINDS),
+        ("scale_rewards", ADVANTAGE_SCALES),
+        ("aggregation", AGGREGATIONS),
+        ("dtype", DTYPES),
+        ("engine_backend", ("auto", "triton", "torch")),
+        ("slab_dtype", ("float32", "model")),
+    ):
+        check_choice(name, getattr(config, name), accepted)
+
+
+def check_ranges(config: SelfDistillConfig) -> None:
+    """Numbers."""
+    for name, low in (
+        ("num_generations", 1),
+        ("num_iterations", 1),
+        ("max_prompt_length", 1),
+        ("max_completion_length", 1),
+        ("per_device_train_batch_size", 1),
+        ("teacher_sync_steps", 1),
+        ("num_generations_eval", 1),
+        ("dump_tokens", 0),
+        ("skip_first_tokens", 0),
+        ("dump_tokens_steps", 1),
+        ("dataset_repeat", 1),
+        ("rollout_server_retries", 0),
+        ("rollout_server_concurrency", 1),
+        ("critic_max_new_tokens", 1),
+    ):
+        if getattr(config, name) < low:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r}: expected a whole number of at least {low}"
+            )
+    for name in (
+        "temperature",
+        "loss_temperature",
+        "teacher_temperature",
+        "rollout_server_timeout",
+        "critic_timeout",
+    ):
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value!r}: expected a number above 0")
+    if config.temperature_eval is not None and config.temperature_eval < 0:
+        raise ValueError(
+            f"temperature_eval={config.temperature_eval!r}: expected 0 (greedy) or more"
+        )
+    if not 0 < config.top_p <= 1:
+        raise ValueError(
+            f"top_p={config.top_p!r}: expected a number above 0, at most 1 (keep everything)"
+        )
+    if config.top_k < 0:
+        raise ValueError(f"top_k={config.top_k!r}: expected 0 (keep everything) or more")
+    if not 0 < config.teacher_update_rate <= 1:
+        raise ValueError(
+            f"teacher_update_rate={config.teacher_update_rate!r}: expected a rate in (0, 1]; it "
+            "is the share of the "
+            "student that enters the teacher at each step, so .05 is slow and .95 nearly `live`"
+        )
+
+
+def check_combinations(config: SelfDistillConfig) -> None:
+    """Settings that need, or exclude, one another."""
+    each = config.gradient_accumulation_steps
+    if config.steps_per_generation is not None and (
+        config.steps_per_generation < each or config.steps_per_generation % each
+    ):
+        raise ValueError(
+            f"steps_per_generation={config.steps_per_generation}: expected a multiple of "
+            f"gradient_accumulation_steps={each}, so that a batch of rollouts makes whole "
+            f"optimiser steps; e.g. {2 * each} for two of them"
+        )
+    if config.teacher_model_kind == "external" and not config.teacher_model_name_or_path:
+        raise ValueError(
+            "teacher_model_kind='external' needs teacher_model_name_or_path, the model to load"
+        )
+    if config.teacher_model_kind != "external" and config.teacher_model_name_or_path:
+        raise ValueError(
+            f"teacher_model_name_or_path={config.teacher_model_name_or_path!r} has no effect "
+            "with "
+            f"teacher_model_kind={config.teacher_model_kind!r}; set teacher_model_kind='external'"
+        )
+    if config.remove_unused_columns:
+        raise ValueError(
+            "remove_unused_columns=True: examples are not model inputs, so it must stay off"
+        )
+    if config.n_gpu > 1:
+        raise ValueError(
+            f"{config.n_gpu} GPUs in one process would use DataParallel, which copies the model "
+            "every step; start one "
+            "process per GPU with `accelerate launch` or `torchrun`, or set "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
+
+
+def check_rollout_source(config: SelfDistillConfig) -> None:
+    """Settings of one rollout backend without the other."""
+    if config.rollout_backend == "server" and not config.rollout_server_url:
+        raise ValueError(
+            "rollout_backend='server' needs rollout_server_url, e.g. http://localhost:8000/v1"
+        )
+    if config.rollout_backend == "dataset" and config.num_generations != 1:
+        raise ValueError(
+            f"num_generations={config.num_generations}: with rollout_backend='dataset' an "
+            "example has one response, its `solution`; set num_generations=1"
+        )
+    if (config.rollout_server_sync == "folder") != (config.rollout_server_folder is not None):
+        raise ValueError(
+            f"rollout_server_folder={config.rollout_server_folder!r} with rollout_server_sync="
+            f"{config.rollout_server_sync!r}: 'folder' needs the server's model folder, and only "
+            "it does"
+        )
+    if config.rollout_backend != "server":
+        for name in ("rollout_server_logprobs", "rollout_server_sync", "rollout_server_url"):
+            if name in config._given:
+                raise ValueError(
+                    f"{name}={config._given[name]!r} has no effect with rollout_backend="
+                    f"{config.rollout_backend!r}; set rollout_backend='server'"
+                )
