@@ -6,7 +6,9 @@ Shape letters: B sequences, L positions, D hidden.
 from __future__ import annotations
 
 import functools
+import inspect
 import types
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,31 +41,21 @@ def patch(model: Any, *, logits_in_eval: bool = True) -> Undo:
         ValueError: a loss of its own, a mixture of experts with its balancing loss, or logits that
             `LMHead.from_model` can't express.
     """
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
     inner = innermost(model)
     name = type(inner).__name__
     if hasattr(inner.forward, "_sdkernels_undo"):
         raise TypeError(f"patch was called on this {name} before; undo that first")
-    backbone_of(inner)
-    head_as_computed(inner, "cpu")
-    own = inner.loss_function
-    if own is not ForCausalLMLoss:
-        raise ValueError(
-            f"model.loss_function is {getattr(own, '__name__', own)}, "
-            "not the causal language modelling loss that patch replaces"
-        )
-    if getattr(inner.config.get_text_config(), "output_router_logits", False):
-        raise ValueError(
-            "config.output_router_logits=True adds a balancing loss of the experts, which patch "
-            "does not compute; set it to False or leave the model unpatched"
-        )
-    original = inner.forward
+    check_model(inner)
     held = vars(inner).get("forward")
+    names = list(inspect.signature(type(inner).forward).parameters)[1:]
 
     # The signature stays: generate and Trainer read arguments off it.
     @functools.wraps(type(inner).forward)
     def forward(self: Any, *args: Any, labels: Any = None, **kwargs: Any) -> Any:
+        original = _forward_of(self, inner, held)
+        if "labels" in names[: len(args)]:
+            kwargs |= dict(zip(names, args, strict=False))
+            args, labels = (), kwargs.pop("labels")
         if labels is None:
             return original(*args, **kwargs)
         if not undo.active or (logits_in_eval and not self.training):
@@ -85,6 +77,38 @@ def patch(model: Any, *, logits_in_eval: bool = True) -> Undo:
     return undo
 
 
+def check_model(inner: Any) -> None:
+    """Raise unless the loss of this model is the mean of its labels' negative log-probs, and its
+    head one that the engine applies.
+    """
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    backbone_of(inner)
+    head_as_computed(inner, "cpu")
+    own = inner.loss_function
+    if own is not ForCausalLMLoss:
+        raise ValueError(
+            f"model.loss_function is {getattr(own, '__name__', own)}, "
+            "not the causal language modelling loss that is computed here"
+        )
+    if getattr(inner.config.get_text_config(), "output_router_logits", False):
+        raise ValueError(
+            "config.output_router_logits=True adds a balancing loss of the experts, which is not "
+            "computed here; set it to False, or leave the loss to the model"
+        )
+
+
+def _forward_of(model: Any, patched: Any, held: Callable[..., Any] | None) -> Callable[..., Any]:
+    """The forward before the patch, of `model`: the patched one or a copy of it, which has its own
+    weights. `held` is what stood on the instance, None: its class's forward.
+    """
+    if held is None:
+        return types.MethodType(type(model).forward, model)
+    if getattr(held, "__self__", None) is patched:
+        return types.MethodType(held.__func__, model)  # type: ignore[attr-defined]
+    return held
+
+
 def _forward_with_loss(
     model: Any, labels: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
@@ -94,13 +118,14 @@ def _forward_with_loss(
     shift_labels = kwargs.pop("shift_labels", None)
     count = kwargs.pop("num_items_in_batch", None)
     ignore_index = kwargs.pop("ignore_index", -100)
-    as_tuple = kwargs.pop("return_dict", None) is False
+    wants_dict = kwargs.pop("return_dict", None)
+    as_tuple = not (model.config.return_dict if wants_dict is None else wants_dict)
     if kwargs.pop("output_router_logits", False) or not _is_zero(kwargs.pop("logits_to_keep", 0)):
         raise ValueError(
             "output_router_logits and logits_to_keep can't be combined with labels on a patched "
             "model; leave them out, or undo the patch"
         )
-    outputs = backbone_of(model)(*args, **kwargs)
+    outputs = backbone_of(model)(*args, return_dict=True, **kwargs)
     hidden_BLD = outputs.last_hidden_state
     head = head_as_computed(model, hidden_BLD.device.type)
     logits = DeferredLogits(hidden_BLD.to(head.weight.dtype), head)

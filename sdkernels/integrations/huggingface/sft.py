@@ -13,6 +13,7 @@ from transformers import Trainer
 
 from sdkernels.engine import token_loss
 from sdkernels.integrations.deferred import backbone_of, head_as_computed, innermost
+from sdkernels.integrations.huggingface.causal_lm import check_model
 from sdkernels.train.forward import run_inside_forward
 
 
@@ -29,7 +30,8 @@ class FusedSFTTrainer(Trainer):
 
     Raises:
         TypeError, ValueError: a head or architecture that `LMHead.from_model` refuses, prompt
-            learning, label smoothing, or a `compute_loss_func`.
+            learning, label smoothing, a `compute_loss_func`, a loss of the model's own, or a
+            mixture of experts with its balancing loss.
     """
 
     # Divided by the labels of the whole step here, so Trainer must not divide again.
@@ -41,9 +43,7 @@ class FusedSFTTrainer(Trainer):
         # Its signature decides whether Trainer counts the labels of a step.
         self.model_accepts_loss_kwargs = True
         self._sums: dict[str, list[Tensor]] = {"train": [], "eval": []}
-        inner = innermost(self.model)
-        backbone_of(inner)
-        head_as_computed(inner, "cpu")
+        check_model(innermost(self.model))
         adapter = getattr(self.model, "active_peft_config", None)
         if getattr(adapter, "is_prompt_learning", False):
             raise ValueError(

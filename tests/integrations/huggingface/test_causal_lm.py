@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 from typing import Any
 
 import pytest
@@ -154,6 +155,42 @@ def test_a_copy_computes_with_its_own_weights() -> None:
     with torch.no_grad():
         twin.lm_head.weight.zero_()
     assert twin(**inputs()).loss.item() == pytest.approx(torch.tensor(259.0).log().item())
+
+
+@pytest.mark.parametrize("before", ["class", "instance"])
+@pytest.mark.parametrize("undone", [False, True])
+def test_a_copy_s_logits_are_its_own_too(undone: bool, before: str) -> None:
+    """Reference models are copies; they must not follow the student."""
+    model = tiny_causal_lm().train()
+    if before == "instance":  # as accelerate leaves it behind
+        model.forward = types.MethodType(type(model).forward, model)
+    undo = sd.patch(model)
+    twin = copy.deepcopy(model)
+    if undone:
+        undo()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    expected = tiny_causal_lm()
+    assert twin(IDS).logits.equal(expected(IDS).logits)
+    loss = twin.eval()(**inputs()).loss
+    assert loss.item() == pytest.approx(expected.eval()(**inputs()).loss.item())
+
+
+def test_labels_by_position() -> None:
+    model = tiny_causal_lm().train()
+    expected = model(IDS, None, None, None, None, LABELS).loss
+    sd.patch(model)
+    outputs = model(IDS, None, None, None, None, LABELS)
+    assert not isinstance(outputs.logits, torch.Tensor)
+    assert outputs.loss.item() == pytest.approx(expected.item())
+
+
+def test_tuples_by_the_config() -> None:
+    model = tiny_causal_lm().train()
+    expected = model(**inputs()).loss
+    model.config.return_dict = False
+    sd.patch(model)
+    assert model(**inputs())[0].item() == pytest.approx(expected.item())
 
 
 def test_no_label_gives_zero() -> None:

@@ -157,3 +157,12 @@ def test_prompt_learning_is_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="prompt learning"):
         train(FusedSFTTrainer, tmp_path, model=model)
+
+
+def test_a_loss_that_would_lose_a_term_is_refused(tmp_path: Path) -> None:
+    experts, own = tiny_causal_lm(), tiny_causal_lm()
+    experts.config.output_router_logits = True
+    own.loss_function = torch.nn.functional.cross_entropy
+    for model, said in ((experts, "output_router_logits=True"), (own, "loss_function")):
+        with pytest.raises(ValueError, match=said):
+            train(FusedSFTTrainer, tmp_path, model=model)
