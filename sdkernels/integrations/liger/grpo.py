@@ -146,7 +146,7 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             return loss, policy.metrics(self, stats.logp, tokens, mask_BL)
         logp_BL = linear_logprob(_input, head, **shared)
         assert isinstance(logp_BL, Tensor)
-        log_ratio_BL = (logp_BL - tokens["old_logp"]) * mask_BL
+        log_ratio_BL = (logp_BL - tokens.get("old_logp", logp_BL.detach())) * mask_BL
         if self.loss_type == "vespo":
             tokens["gamma"] = policy.vespo_weights(
                 self, log_ratio_BL.detach(), advantages, correction

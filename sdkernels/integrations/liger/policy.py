@@ -46,11 +46,13 @@ def check(cfg: Any) -> None:
 
 
 def acts_token_by_token(cfg: Any, tokens: dict[str, Tensor]) -> bool:
-    """Whether a token's loss depends on its own log-prob alone."""
-    off_policy = "old_logp" in tokens
-    return not (
-        off_policy and (cfg.importance_sampling_level == "sequence" or cfg.loss_type == "vespo")
-    )
+    """Whether a token's loss depends on its own log-prob alone.
+
+    A ratio per sequence is 1 on-policy, but its gradient still is a mean over the sequence.
+    """
+    if cfg.importance_sampling_level == "sequence":
+        return False
+    return cfg.loss_type != "vespo" or "old_logp" not in tokens
 
 
 def per_token(cfg: Any, logp: Tensor, tok: Any) -> tuple[Tensor, Tensor | None]:

@@ -81,6 +81,22 @@ def test_a_ratio_per_sequence(loss_type: str, beta: float) -> None:
     agree(settings, problem(old=True))
 
 
+@pytest.mark.parametrize("loss_type", CLIPPED)
+@pytest.mark.parametrize("correct", [False, True])
+def test_a_ratio_per_sequence_on_policy(loss_type: str, correct: bool) -> None:
+    """The ratio is 1, but its gradient is a mean over the sequence: where tokens weigh
+    differently that is not the ratio of each token.
+    """
+    settings = {
+        "loss_type": loss_type,
+        "importance_sampling_level": "sequence",
+        "max_completion_length": 9,
+        "use_bias_correction_kl": correct,
+    }
+    ratio = torch.linspace(0.5, 1.5, B * L).reshape(B, L)
+    agree(settings, problem(old=False) | {"vllm_is_ratio": ratio})
+
+
 @pytest.mark.parametrize(
     "settings",
     [
