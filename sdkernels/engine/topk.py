@@ -59,14 +59,18 @@ def jsd(student_CB: Tensor, teacher_CB: Tensor, beta: float) -> Tensor:
     From r = log(T/S), as in `rows.torch_rows`: a mixture formed first would leave a rounding error
     of log M at equality. The bound on r is beyond any log-ratio of two numbers, and keeps what a
     bucket without mass contributes at 0 times something finite.
+
+    The derivative by S is (1 - beta) log(S/M): what comes through M cancels. So M is a constant
+    here, which also spares autograd the kinks of the formula at r = 0.
     """
-    ratio_CB = (teacher_CB - student_CB).nan_to_num(0.0).clamp(-1e4, 1e4)
-    shares = ratio_CB.new_tensor([beta, 1.0 - beta])
-    weight_CB = torch.where(ratio_CB > 0, shares[1], shares[0])
-    common_CB = torch.log1p(weight_CB * torch.expm1(-ratio_CB.abs()))
-    m_over_s_CB = ratio_CB.clamp(min=0.0) + common_CB
-    m_over_t_CB = (-ratio_CB).clamp(min=0.0) + common_CB
-    pull_CB = beta * teacher_CB.exp() * m_over_t_CB
+    with torch.no_grad():
+        ratio_CB = (teacher_CB - student_CB).nan_to_num(0.0).clamp(-1e4, 1e4)
+        shares = ratio_CB.new_tensor([beta, 1.0 - beta])
+        weight_CB = torch.where(ratio_CB > 0, shares[1], shares[0])
+        common_CB = torch.log1p(weight_CB * torch.expm1(-ratio_CB.abs()))
+        m_over_s_CB = ratio_CB.clamp(min=0.0) + common_CB
+        m_over_t_CB = (-ratio_CB).clamp(min=0.0) + common_CB
+        pull_CB = beta * teacher_CB.exp() * m_over_t_CB
     return -(pull_CB + (1.0 - beta) * student_CB.exp() * m_over_s_CB).sum(-1)
 
 

@@ -65,6 +65,17 @@ def test_divergences_by_hand() -> None:
     assert jsd(s, t, 0.3).item() == pytest.approx(by_hand.item(), rel=1e-13)
 
 
+@pytest.mark.parametrize("beta", [0.3, 0.5, 0.9])
+def test_gradient_of_the_jsd_where_some_entries_are_equal(beta: float) -> None:
+    """(1 - beta) S log(S/M) entry by entry: exactly 0 at a tie, where log(T/S) changes sign."""
+    t, s = logs(0.5, 0.2, 0.3), logs(0.5, 0.4, 0.1).requires_grad_()
+    (grad,) = torch.autograd.grad(jsd(s, t, beta).sum(), s)
+    m = beta * t.exp() + (1 - beta) * s.detach().exp()
+    expected = (1 - beta) * s.detach().exp() * (s.detach() - m.log())
+    torch.testing.assert_close(grad, expected, rtol=1e-13, atol=1e-15)
+    assert grad[0, 0] == 0.0
+
+
 @pytest.mark.parametrize("tail", [True, False])
 def test_without_mass_somewhere(tail: bool) -> None:
     """0 log 0 = 0 in value and gradient; what only one side lacks is infinite or finite as due."""
