@@ -12,6 +12,7 @@ from torch import Tensor
 from sdkernels.engine import TokenStats
 from sdkernels.gates import Schmitt
 from sdkernels.train.batch import MicroBatch
+from sdkernels.train.token_metrics import told
 
 STATE = "step_switch."
 
@@ -48,10 +49,13 @@ class StepSwitches:
         self._sums.clear()
 
     def observe(self, batch: MicroBatch, stats: TokenStats) -> None:
-        """Add the tokens of a micro-batch to the step's mean."""
+        """Add the tokens of a micro-batch to the step's mean: for the teacher's entropy those whose
+        teacher had a context, as in the metrics, for the student's all that count.
+        """
         for name in self._watching:
-            total = torch.where(batch.keep_N, stats[name].detach(), 0.0).sum(dtype=torch.float32)
-            part = torch.stack([total, batch.keep_N.sum().float()])
+            mask_N = told(batch) if name == "teacher_entropy" else batch.keep_N
+            total = torch.where(mask_N, stats[name].detach(), 0.0).sum(dtype=torch.float32)
+            part = torch.stack([total, mask_N.sum().float()])
             self._sums[name] = self._sums[name] + part if name in self._sums else part
 
     def after_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:

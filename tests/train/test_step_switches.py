@@ -20,7 +20,7 @@ def observe(
         keep = torch.ones(len(part) + 1, dtype=torch.bool)
         keep[-1] = False
         stats = TokenStats(dict.fromkeys(names, torch.tensor([*part, float("nan")])))
-        switches.observe(SimpleNamespace(keep_N=keep), stats)
+        switches.observe(SimpleNamespace(keep_N=keep, teacher=object(), signal_N=None), stats)
 
 
 def same(values: torch.Tensor) -> torch.Tensor:
@@ -37,6 +37,22 @@ def test_the_gate_sees_the_mean_over_the_micro_batches():
     assert gate.is_on  # not before the step is done
     switches.after_step(same)
     assert not gate.is_on
+
+
+def test_a_teacher_without_a_context_does_not_count():
+    """What it says is the student's own opinion, and how many rows lack one varies by the step."""
+    gate = gates.Schmitt(warmup_steps=1)
+    switches = StepSwitches(gate, entropy_ceiling=2.0)
+    values = torch.tensor([1.0, 3.0, 8.0])
+    batch = SimpleNamespace(
+        keep_N=torch.ones(3, dtype=torch.bool),
+        teacher=object(),
+        signal_N=torch.tensor([1.0, 1.0, 0.0]),
+    )
+    switches.observe(batch, TokenStats({"teacher_entropy": values, "entropy": values}))
+    switches.after_step(same)
+    assert gate.reference_nats == pytest.approx(2.0)
+    assert switches.state()["step_switch.entropy"][1] == pytest.approx(4.0)  # the student's: all
 
 
 def test_ranks_share_one_mean():
