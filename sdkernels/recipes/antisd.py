@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from sdkernels.recipes.evidence import strength_or_full, teacher_evidence
+from sdkernels.recipes.evidence import signal_or_all, strength_or_full, teacher_evidence
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import flag, number
 from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
@@ -41,10 +41,12 @@ def antisd(
     1 or 0 (`gate=` of `token_loss`); without a gate it is 1.
     """
 
+    def switch(s: Any) -> Tensor | float:
+        """The gate's 1 (on) or 0; 1 without a gate."""
+        return s.direction if gated and hasattr(s, "direction") else 1.0
+
     def per_token(s: Any, tok: Any) -> Tensor:
-        away = 0.5 * (softplus(teacher_evidence(s, tok)) - math.log(2.0))
-        if gated and hasattr(s, "direction"):
-            away = away * s.direction
+        away = 0.5 * (softplus(teacher_evidence(s, tok)) - math.log(2.0)) * switch(s)
         return clipped_surrogate(
             s.logp,
             old_logp_or_current(s, tok),
@@ -54,6 +56,10 @@ def antisd(
             dual_clip=dual_clip,
         )
 
+    def acted(s: Any, tok: Any) -> Tensor:
+        """An open gate pushes, wherever there is a context to push away from."""
+        return 0.0 - signal_or_all(tok, s.teacher_logp).to(s.teacher_logp.dtype) * switch(s)
+
     return Body(
         per_token,
         needs=ANCHORED | ({"gate"} if gated else set()),
@@ -61,4 +67,5 @@ def antisd(
         optional=frozenset({"old_logp", "signal", "strength"}),
         anchored=True,
         gates=("schmitt",) if gated else (),
+        direction=acted,
     )

@@ -8,6 +8,8 @@ from torch import Tensor
 
 import sdkernels as sd
 from sdkernels import recipes
+from sdkernels.engine import TokenStats
+from sdkernels.engine.stats import Tokens
 
 
 def shaped(world: World, lam: float) -> World:
@@ -44,6 +46,15 @@ def test_the_gate_switches_it(is_on: bool) -> None:
     torch.testing.assert_close(got, expected)
     always = run_engine(recipes.get("antisd", gated=False), world, gate=gate)
     torch.testing.assert_close(always, run_engine(recipes.get("antisd"), world))
+
+
+def test_the_direction_for_the_logs_is_away_from_the_teacher() -> None:
+    for gated, is_on, expected in ((True, 1.0, -1.0), (True, 0.0, 0.0), (False, 0.0, -1.0)):
+        recipe = recipes.get("antisd", gated=gated)
+        assert recipe.direction is not None
+        stats = TokenStats({"teacher_logp": torch.zeros(2), "direction": torch.full((2,), is_on)})
+        acted = recipe.direction(stats, Tokens({"signal": torch.tensor([1.0, 0.0])}))
+        assert acted.tolist() == [expected, 0.0]
 
 
 def test_on_average_it_ascends_the_jsd() -> None:
