@@ -85,6 +85,13 @@ def check_model(inner: Any) -> None:
 
     backbone_of(inner)
     head_as_computed(inner, "cpu")
+    forward = inspect.unwrap(type(inner).forward)
+    if "loss_function" not in forward.__code__.co_names:
+        # Bart and its kin: their decoders alone compare logits and labels without a shift.
+        raise ValueError(
+            f"{type(inner).__name__}.forward does not call the model's loss_function, so what its "
+            "loss is can't be told; leave the loss to the model, or write it with sd.token_loss"
+        )
     own = inner.loss_function
     if own is not ForCausalLMLoss:
         raise ValueError(

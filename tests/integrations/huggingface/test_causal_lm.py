@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.tiny_models import FAMILIES, tiny_causal_lm
 from peft import LoraConfig, get_peft_model
+from transformers import BartConfig, BartForCausalLM
 
 import sdkernels as sd
 
@@ -225,6 +226,10 @@ def test_models_that_are_refused() -> None:
     own.loss_function = torch.nn.functional.cross_entropy
     with pytest.raises(ValueError, match="loss_function is cross_entropy"):
         sd.patch(own)
+    # Its labels are compared with the logits of the same position.
+    settings = {"vocab_size": 30, "d_model": 8, "decoder_layers": 1, "decoder_attention_heads": 1}
+    with pytest.raises(ValueError, match=r"BartForCausalLM.forward does not call"):
+        sd.patch(BartForCausalLM(BartConfig(**settings)))
     experts = tiny_causal_lm()
     experts.config.output_router_logits = True
     with pytest.raises(ValueError, match="output_router_logits=True"):
