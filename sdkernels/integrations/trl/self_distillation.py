@@ -55,6 +55,11 @@ class SDFTEngine(Base):  # type: ignore[misc, unused-ignore]
             )
         if args.distillation_mode == "topk_logits" and args.distillation_topk is None:
             yield "distillation_topk=None with distillation_mode='topk_logits': set a number"
+        if args.distillation_mode == "sampled_token" and args.distillation_alpha != 1.0:
+            yield (
+                f"distillation_alpha={args.distillation_alpha} with "
+                "distillation_mode='sampled_token', which is KL(S||T): set it to 1.0"
+            )
 
     def _forward_logits(self, model: Any, *args: Any, **kwargs: Any) -> DeferredLogits:
         with deferring(model, self.accelerator.autocast):

@@ -96,7 +96,11 @@ class DistillationEngine(Base):  # type: ignore[misc, unused-ignore]
     @staticmethod
     def refusals(trainer: Any) -> Iterator[str]:
         """Options that can't be honoured, and what to do."""
-        yield from ()
+        if trainer.teacher_model is None:
+            yield (
+                "teacher_model=None (ServerDistillationTrainer): log-probs come from a server; "
+                "use a local teacher"
+            )
 
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         from trl import DistillationTrainer

@@ -100,3 +100,11 @@ def test_what_a_trainer_may_become_later_is_refused(tmp_path: Path) -> None:
     trainer.args.distillation_mode = "everything"
     with pytest.raises(ValueError, match=r"use_teacher_server=True.*'everything'.*'full_logits'"):
         use_engine(trainer)
+
+
+def test_the_sampled_token_has_one_direction(tmp_path: Path) -> None:
+    """TRL's config checks it when it is made, and its loss again; the engine's loss does not."""
+    trainer = runs.sdpo(tmp_path)
+    trainer.args.distillation_alpha = 0.5
+    with pytest.raises(ValueError, match=r"distillation_alpha=0.5.*set it to 1.0"):
+        use_engine(trainer)

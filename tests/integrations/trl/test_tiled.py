@@ -8,6 +8,7 @@ import torch
 from helpers import trl_runs as runs
 from helpers.tiny_models import tiny_causal_lm
 
+from sdkernels.integrations.trl import use_engine
 from sdkernels.integrations.trl.tiled import _EngineLogProb
 
 # TRL computes these in float32 whatever the model's dtype; the engine in float64.
@@ -59,3 +60,10 @@ def test_distillation_between_architectures(tmp_path: Path) -> None:
         )
 
     runs.compare(make, **FLOAT32)
+
+
+def test_a_teacher_on_a_server_is_refused(tmp_path: Path) -> None:
+    trainer = runs.distillation(tmp_path)
+    trainer.teacher_model = None
+    with pytest.raises(ValueError, match=r"teacher_model=None .*use a local teacher"):
+        use_engine(trainer)
