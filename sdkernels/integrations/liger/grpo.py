@@ -108,13 +108,16 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             num_items_in_batch: tokens of the whole step, for "dapo", "cispo" and "vespo".
         """
         head = LMHead(lin_weight, bias)
+        dtype = torch.promote_types(_input.dtype, torch.float32)
+        mask_BL = attention_mask.to(dtype)
+        keep_BL = None if self.loss_type == "luspo" else mask_BL.bool()
         reference_BL = None
         if self.use_ref_model:
             reference_BL = ref_per_token_logps
             if reference_BL is None:
-                reference_BL = self._reference(selected_token_ids, ref_input, ref_weight, ref_bias)
-        dtype = torch.promote_types(_input.dtype, torch.float32)
-        mask_BL = attention_mask.to(dtype)
+                reference_BL = self._reference(
+                    selected_token_ids, keep_BL, ref_input, ref_weight, ref_bias
+                )
         weight_BL = policy.weights(self, mask_BL, num_items_in_batch)
         correction = vllm_is_ratio
         if correction is not None and correction.dim() == 1:
@@ -126,7 +129,6 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             for name, value in fields.items()
             if value is not None
         }
-        keep_BL = None if self.loss_type == "luspo" else mask_BL.bool()
         shared: dict[str, Any] = {
             "targets": selected_token_ids,
             "mask": keep_BL,
@@ -159,7 +161,12 @@ class LigerFusedLinearGRPOLoss(nn.Module):
         return loss, policy.metrics(self, logp_BL.detach(), tokens, mask_BL)
 
     def _reference(
-        self, ids_BL: Tensor, hidden: Tensor | None, weight: Tensor | None, bias: Tensor | None
+        self,
+        ids_BL: Tensor,
+        keep_BL: Tensor | None,
+        hidden: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
     ) -> Tensor:
         if hidden is None or weight is None:
             raise ValueError(
@@ -168,7 +175,11 @@ class LigerFusedLinearGRPOLoss(nn.Module):
             )
         with torch.no_grad():
             found = linear_logprob(
-                hidden, LMHead(weight, bias), ids_BL, temperature=self.temperature
+                hidden,
+                LMHead(weight, bias),
+                ids_BL,
+                mask=keep_BL,
+                temperature=self.temperature,
             )
         assert isinstance(found, Tensor)
         return found

@@ -138,6 +138,9 @@ def test_reference_model_by_hidden_states() -> None:
         "ref_bias": torch.randn(V, generator=gen),
     }
     agree({"beta": 0.1, "temperature": 1.3}, inputs | reference)
+    # Padding that is no token at all.
+    padded = inputs["selected_token_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    agree({"beta": 0.1}, inputs | reference | {"selected_token_ids": padded})
     with pytest.raises(ValueError, match="use_ref_model=True: pass"):
         Ours()(**inputs)
 
