@@ -19,7 +19,8 @@ from sdkernels.contexts.types import Example, Message, Rollout
 from sdkernels.train.sides import Side, check_same_responses, make_side
 
 
-@dataclass
+# Rows are told apart by identity: two rollouts of a prompt may be the same token by token.
+@dataclass(eq=False)
 class Row:
     """One rollout. `teacher_prompt_ids` is None where the context gave no signal or no teacher is
     needed.

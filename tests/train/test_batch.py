@@ -7,6 +7,7 @@ import torch
 
 from sdkernels.contexts import Example, Rollout
 from sdkernels.train.batch import Row, collate, mask_rows, set_weights
+from sdkernels.train.records import row_columns
 from sdkernels.train.sides import check_same_responses
 
 CPU = torch.device("cpu")
@@ -87,3 +88,13 @@ def test_weights_are_cut_to_the_rows():
     set_weights(rows, mask, mask * 0.25)
     assert rows[0].weights == [0.25, 0.0, 0.25]
     assert (rows[1].weights, rows[1].counts) == ([0.25], [True])
+
+
+def test_rollouts_that_repeat_each_other_are_rows_of_their_own():
+    """A prompt that stands twice in a batch may get the same response twice; with recorded
+    log-probs even asking for the place of a row would compare tensors.
+    """
+    rows = [row([1], [10, 11], old_logp=torch.zeros(2)) for _ in range(2)]
+    batch = collate(rows, 99, CPU, with_teacher=False)
+    columns = row_columns(batch, {"logp": torch.arange(4.0)}, batch.rows[1])
+    assert columns["logp"].tolist() == [2.0, 3.0]
