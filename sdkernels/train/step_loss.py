@@ -5,7 +5,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from sdkernels.recipes import Recipe
 from sdkernels.train.batch import MicroBatch
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.forward import hidden_states
+from sdkernels.train.settings import check_choice
 from sdkernels.train.step_metrics import Timers
 from sdkernels.train.step_switches import StepSwitches
 from sdkernels.train.teacher import TeacherWeights
@@ -25,6 +28,11 @@ from sdkernels.train.teacher_passes import TeacherPasses, TeacherSays
 
 # Settings of the engine that a pass for plain statistics shares with the loss.
 _PLAIN = ("temperature", "teacher_temperature", "chunk_bytes", "slab_dtype", "backend", "debug")
+GATE_TYPES: dict[str, Callable[..., gates.Gate]] = {
+    "direction_adaptive": gates.DirectionAdaptive,
+    "entropy_sign": gates.EntropySign,
+    "schmitt": gates.Schmitt,
+}
 SUPPLIED = frozenset({"weight", "adv", "success", "gap_scale", "second_teacher_logp"})
 
 
@@ -228,7 +236,8 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
     """The gate that the settings name, for recipes that need one.
 
     Raises:
-        ValueError: a gate for a recipe that has no use for it, or for this one.
+        ValueError: a gate for a recipe that has no use for it, or for this one; a setting that the
+            gate has not, with the nearest one.
     """
     if "gate" not in recipe.needs:
         for name in ("gate", "gate_args"):
@@ -245,6 +254,14 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
             f"{' or '.join(map(repr, recipe.gates))}"
         )
     settings = config.mapping("gate_args")
-    if kind == "entropy_sign":
-        return gates.EntropySign(**(settings or {"quantile": 0.8}))
-    return gates.Schmitt(**settings) if kind == "schmitt" else gates.DirectionAdaptive(**settings)
+    if kind == "entropy_sign" and not settings:
+        settings = {"quantile": 0.8}
+    make = GATE_TYPES[kind]
+    for name in settings:
+        check_choice(
+            f"gate_args of gate {kind!r}: setting", name, tuple(signature(make).parameters)
+        )
+    try:
+        return make(**settings)
+    except TypeError as error:  # text where a number belongs
+        raise ValueError(f"gate_args={settings!r} of gate {kind!r}: {error}") from error

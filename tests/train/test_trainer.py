@@ -500,6 +500,23 @@ def test_a_gate_without_use_is_refused(make_trainer):
         make_trainer(recipe="sdft", gate="entropy_sign")
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rhoo": 0.2}, "setting='rhoo' .did you mean 'rho'.*reading, scope"),
+        ({"rho": "much"}, "gate_args={'rho': 'much'} of gate 'direction_adaptive': "),
+    ],
+)
+def test_wrong_settings_of_a_gate_are_named(make_trainer, settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_trainer(recipe="dasd", context="final_answer", gate_args=settings)
+
+
+def test_cutting_contexts_does_not_let_rows_without_one_pass(make_trainer):
+    with pytest.raises(ValueError, match="needs `stronger_solution`, which"):
+        make_trainer(context="stronger_solution", truncate_context=True).train()
+
+
 def test_truncated_rollouts_can_be_left_out(make_trainer, tokenizer):
     trainer = make_trainer(
         rollout=FixedRollout(tokenizer), recipe="sdft", mask_truncated_completions=True
