@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
     """List the experiments, show one, or run it and print our numbers beside the published."""
+    from sdkernels.train.config_file import refuse_unknown
     from sdkernels.train.experiments import configs_folder, experiments, find
     from sdkernels.train.reproduce import SCALES, reproduce
     from sdkernels.train.settings import check_choice
@@ -53,6 +54,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         return
     found = find(options.name)
     changes = parse_settings(options.set)
+    refuse_unknown(changes, "--set")
     for experiment in found:
         title = experiment.settings().get("title", "")
         print(f"{experiment.name}: {title} ({options.scale} scale)", flush=True)

@@ -32,14 +32,18 @@ def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, An
     like. `flag` names where they came from.
 
     Raises:
-        ValueError: a pair without `=`.
+        ValueError: a pair without `=`, or a value that is no YAML.
     """
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"{flag} {pair!r}: expected KEY=VALUE")
-        settings[key.strip()] = yaml.safe_load(value)
+        try:
+            settings[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"{flag} {pair!r}: its value is not valid YAML: {reason}") from error
     return settings
 
 

@@ -26,7 +26,7 @@ from sdkernels.train.config_checks import (
     check_ranges,
     check_rollout_source,
 )
-from sdkernels.train.settings import as_mapping, check_kind
+from sdkernels.train.settings import as_mapping, check_kind, is_numeric
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -351,8 +351,12 @@ class SelfDistillConfig(TrainingArguments):
     def _check_kinds(self) -> None:
         inherited = {f.name for f in fields(TrainingArguments)}
         for name, hint in get_type_hints(type(self)).items():
-            if name in self.__dict__ and name not in inherited:
-                check_kind(name, getattr(self, name), hint)
+            if name not in self.__dict__:
+                continue
+            value = self.__dict__[name]
+            # Of those of transformers the numbers only: it converts many of the others itself.
+            if name not in inherited or (value is not None and is_numeric(hint)):
+                check_kind(name, value, hint)
 
     def mapping(self, name: str) -> dict[str, Any]:
         """One of the `*_args` and `*_kwargs` settings as a mapping, empty if it is not set."""

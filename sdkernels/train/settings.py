@@ -32,6 +32,12 @@ def check_kind(name: str, value: Any, hint: Any) -> None:
         raise ValueError(f"{name}: expected {wanted}, got {shown}")
 
 
+def is_numeric(hint: Any) -> bool:
+    """Whether an annotation is that of a number, which may be None."""
+    kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    return {*kinds} - {type(None)} <= {int, float}
+
+
 def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
     """A mapping from a dict, a JSON object, or `key=value,key=value` with values read as YAML; None
     stays None.

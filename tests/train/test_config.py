@@ -46,6 +46,9 @@ from sdkernels.train.config import SelfDistillConfig
         ({"recipe_args": "alpha"}, "expected key=value, got 'alpha'"),
         ({"recipe_args": "{alpha}"}, "not valid JSON"),
         ({"gate": "entropy_sing"}, "did you mean .entropy_sign."),
+        ({"learning_rate": "abc"}, "learning_rate: expected float, got 'abc'"),
+        ({"max_steps": 2.5}, "max_steps: expected int, got 2.5"),
+        ({"save_total_limit": "two"}, "save_total_limit: expected int or None, got 'two'"),
     ],
 )
 def test_wrong_settings(tmp_path, settings, message):
