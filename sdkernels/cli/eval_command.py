@@ -37,6 +37,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens")
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling; 0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling mass")
+    parser.add_argument("--top-k", type=int, default=0, help="sample from so many; 0: from all")
+    parser.add_argument(
+        "--chat-template-kwargs",
+        default=None,
+        help="extra arguments of the chat template, e.g. enable_thinking=false",
+    )
+    parser.add_argument(
+        "--instruction",
+        default=None,
+        help="paragraph added to prompts of files and data sets that are plain text",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
     parser.add_argument("--seed", type=int, default=0, help="of problems, sampling and bootstrap")
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
@@ -66,6 +77,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     from sdkernels.train.evaluation import read_result
     from sdkernels.train.loading import load_model
     from sdkernels.train.rollout import Sampling
+    from sdkernels.train.settings import as_mapping
 
     # Wrong input stops here, before a model is loaded.
     contexts = [parse_context(text) for text in options.context]
@@ -76,12 +88,16 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         )
     earlier = None if options.compare is None else read_result(options.compare)
     is_gym = options.dataset.startswith(GYM_SOURCES)
+    options.chat_template_kwargs = as_mapping(
+        "--chat-template-kwargs", options.chat_template_kwargs
+    )
     examples = load_examples(
         options.dataset,
         split=options.split,
         limit=None if is_gym else options.size,
         size=options.size if is_gym else None,
         seed=options.seed,
+        instruction=options.instruction,
         require=("answer",),
     )
     model, tokenizer = load_model(options.model, dtype=options.dtype)
@@ -89,6 +105,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
+        top_k=options.top_k,
     )
     about = {"model": options.model, "dataset": options.dataset, "seed": options.seed}
     if contexts:
@@ -131,6 +148,7 @@ def _run_alone(
         sampling=sampling,
         seed=options.seed,
         batch_size=options.batch_size,
+        template_kwargs=options.chat_template_kwargs,
     )
     print(record({key: _shown(value) for key, value in headline(result).items()}))
     if earlier is not None:
@@ -170,6 +188,7 @@ def _run_contexts(
         critic=critic,
         window=context_window(model),
         batch_size=options.batch_size,
+        template_kwargs=options.chat_template_kwargs,
         announce=lambda line: print(line, file=sys.stderr, flush=True),
     )
     print(teacher_table(result))

@@ -210,10 +210,6 @@ def score_answers(
     }
 
 
-def _markers_per_response(group: Sequence[Sample]) -> float | None:
-    return marker_stats([s.text for s in group], [0] * len(group)).per_response
-
-
 def _group_scores(
     examples: Sequence[Example], verdicts: list[list[Verdict]], k: int
 ) -> dict[str, Any]:

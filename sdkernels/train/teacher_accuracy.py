@@ -68,7 +68,9 @@ def teacher_accuracy(
         and `change`: paired difference in accuracy to "none", None for "none" itself.
 
     Raises:
-        ValueError: no examples, one without what a context needs, or a window that is too short.
+        ValueError: no examples, two with one id, a context that needs a critic without one, or a
+            window that is too short. Examples without what a context needs are logged by name and
+            left out of its score.
     """
     sampling = sampling or Sampling()
     if k < 1:

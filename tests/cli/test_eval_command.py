@@ -9,7 +9,7 @@ from train.conftest import tiny_model, tiny_tokenizer
 
 from sdkernels.cli import main
 from sdkernels.cli.eval_command import parse_context
-from sdkernels.train import loading
+from sdkernels.train import evaluation, loading
 
 
 @pytest.fixture
@@ -62,6 +62,24 @@ def test_wrong_contexts_stop_before_a_model_is_loaded(evaluate, monkeypatch):
         assert status == 2
         assert part in err
         assert "Traceback" not in err
+
+
+def test_sampling_and_template_reach_the_model(evaluate, monkeypatch):
+    seen = {}
+
+    def record(_model, _tokenizer, examples, **settings):
+        seen.update(settings, prompt=examples[0].prompt[-1]["content"])
+        return {"n": 1, "per_example": []}
+
+    monkeypatch.setattr(evaluation, "evaluate", record)
+    status, *_ = evaluate(
+        *("--top-k", "20", "--instruction", "Box it."),
+        *("--chat-template-kwargs", "enable_thinking=false"),
+    )
+    assert status == 0
+    assert seen["sampling"].top_k == 20
+    assert seen["template_kwargs"] == {"enable_thinking": False}
+    assert seen["prompt"].endswith("Box it.")
 
 
 def test_settings_of_a_context():
