@@ -119,10 +119,18 @@ def _lede(runs: Sequence[Run]) -> str:
         f" on {one_line(data, 120)}" if data else ""
     )
     if len(runs) > 1:
-        said = [
-            f"{trained}, once under each of {len(runs)} conditions. They differ in the recipe and "
-            "in what the teacher is told."
+        said = [f"{trained}, once under each of {len(runs)} conditions."]
+        differs = [
+            words
+            for name, words in (
+                ("recipe", "in the recipe"),
+                ("teacher", "in the teacher's weights"),
+                ("context", "in what the teacher is told"),
+            )
+            if len({str(lookup(run.summary, name)) for run in runs} - {"None"}) > 1
         ]
+        if differs:
+            said.append(f"They differ {' and '.join(differs)}.")
         seed = _common(runs, "seed")
         if seed is not None and all(run.summary.get("seed") is not None for run in runs):
             said.append(f"All of them start from seed {one_line(seed)}.")

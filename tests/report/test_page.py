@@ -97,6 +97,14 @@ def test_the_head_says_what_was_run_and_what_it_proves(source: str) -> None:
     assert "so no change in accuracy can be claimed" in text
 
 
+def test_the_head_names_only_what_really_differs(tmp_path: Path) -> None:
+    for number, context in enumerate(("sibling_solution", "hint")):
+        row = (f"sdpo-{number}", "SDPO", "sdpo", context, "frozen", 0.5)
+        make_run(tmp_path / row[0], row)
+    text = Page(build(tmp_path).read_text(encoding="utf-8")).text
+    assert "They differ in what the teacher is told." in text
+
+
 def test_every_condition_has_a_heat_map(source: str) -> None:
     assert source.count('<details class="condition" open>') == len(CONDITIONS)
     assert source.count('class="tokens"') == 4 * len(CONDITIONS)
