@@ -32,6 +32,12 @@ GUESS_THE_INSTRUCTION = (
 )
 
 
+def is_scorable(tokenizer: Any, example: Example, by: str) -> bool:
+    """Whether the scored text has two tokens: the first has nothing before it to be measured by."""
+    text = example.solution if by == "ifd" else example.prompt[-1]["content"]
+    return len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) >= 2
+
+
 def score(
     model: Any,
     tokenizer: Any,

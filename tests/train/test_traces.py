@@ -119,6 +119,23 @@ def test_from_problems_to_a_fine_tuned_model(model_folder, tmp_path, capsys):
     assert summary["last"]["loss"] > 0
 
 
+def test_texts_of_one_token_are_left_out_and_counted(model_folder, tokenizer, tmp_path, capsys):
+    assert len(tokenizer("x")["input_ids"]) == 1
+    source, chosen = tmp_path / "raw.jsonl", tmp_path / "chosen.jsonl"
+    lines = [{"prompt": "1+1?", "answer": "2", "solution": text} for text in ("x", "It is 2.")]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    select = ["data", "select", str(source), "--model", str(model_folder), "--out", str(chosen)]
+    assert main(select) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out 1 with a text of one token, which has no ifd" in out
+    assert [json.loads(line)["solution"] for line in chosen.read_text().splitlines()] == [
+        "It is 2."
+    ]
+    source.write_text(json.dumps(lines[0]) + "\n")
+    assert main(select) == 2
+    assert "no example has a text of two tokens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
