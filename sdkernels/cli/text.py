@@ -16,7 +16,10 @@ def columns(rows: Sequence[tuple[str, str]]) -> str:
     width = max(40, shutil.get_terminal_size((100, 20)).columns - left)
     lines = []
     for name, text in rows:
-        wrapped = textwrap.wrap(" ".join(text.split()), width) or [""]
+        # A path or the name of a data set stays in one piece, so that it can be copied.
+        wrapped = textwrap.wrap(
+            " ".join(text.split()), width, break_long_words=False, break_on_hyphens=False
+        ) or [""]
         lines.append(name.ljust(left) + wrapped[0])
         lines += [" " * left + line for line in wrapped[1:]]
     return "\n".join(lines)

@@ -211,6 +211,8 @@ def test_record_and_columns_show_no_python():
     text = record({"a_b": {"x": None, "y": [1, 2]}, "c": True})
     assert text.split("\n") == ["a b  x=none, y=1, 2", "c    yes"]
     assert columns([("n", "word " * 60)]).count("\n") >= 3
+    path = "/runs/a-long-name" * 10
+    assert path in columns([("file", f"the file {path}")])
     assert parse_settings(["a=1", "b=null", "c=true", "d=x=y"]) == {
         "a": 1,
         "b": None,
