@@ -180,11 +180,10 @@ def test_the_evaluation_before_training_survives_a_resume(make):
         ({"context": "hint"}, ValueError, "needs `hint`, which 4 of 4 examples lack"),
     ],
 )
-def test_wrong_input_stops_before_training(make, changes, error, message):
-    config = make(**changes)
+def test_wrong_input_stops_before_training(make, tmp_path, changes, error, message):
     with pytest.raises(error, match=message):
-        train(config)
-    assert not (Path(config.output_dir) / "metrics.jsonl").exists()
+        train(make(**changes))
+    assert not list(tmp_path.rglob("metrics.jsonl"))
 
 
 def test_an_empty_dataset(make, tmp_path):
