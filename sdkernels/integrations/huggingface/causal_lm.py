@@ -143,9 +143,8 @@ def _forward_with_loss(
     total, _ = token_loss(
         logits.hidden, head, lambda s, tok: -s.logp, targets=targets_BL, mask=mask_BL
     )
-    if count is None:
-        count = mask_BL.sum().clamp(min=1)
-    loss = total / (count.to(total.device) if isinstance(count, Tensor) else count)
+    count = mask_BL.sum() if count is None else torch.as_tensor(count, device=total.device)
+    loss = total / count.clamp(min=1)
     found = CausalLMOutputWithPast(
         loss=loss,
         logits=logits,

@@ -96,8 +96,8 @@ class FusedSFTTrainer(Trainer):
         sums = torch.stack([stats.logp.sum(), stats.entropy.sum(), labels.to(stats.logp.dtype)])
         if count is None:
             return total / labels.clamp(min=1), sums
-        if isinstance(count, Tensor):
-            count = count.to(total.device)
+        # A step without a label is 0, not 0 / 0.
+        count = torch.as_tensor(count, device=total.device).clamp(min=1)
         # The count is that of all processes, over which gradients are averaged.
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
         return total * world / count, sums
@@ -113,8 +113,9 @@ class FusedSFTTrainer(Trainer):
         if not prediction_loss_only:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
         inputs = self._prepare_inputs(inputs)
+        count = self._get_num_items_in_batch([inputs], self.args.device)
         with torch.no_grad(), self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs)
+            loss = self.compute_loss(model, inputs, num_items_in_batch=count)
         return loss.detach(), None, None
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

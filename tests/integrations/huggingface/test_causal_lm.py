@@ -200,6 +200,8 @@ def test_no_label_gives_zero() -> None:
     loss, grads = run(model, labels=torch.full_like(IDS, -100))
     assert loss == 0
     assert grads["lm_head.weight"].abs().max() == 0
+    loss, _ = run(model, labels=torch.full_like(IDS, -100), num_items_in_batch=0)
+    assert loss == 0
 
 
 def test_bfloat16_autocast() -> None:

@@ -166,3 +166,26 @@ def test_a_loss_that_would_lose_a_term_is_refused(tmp_path: Path) -> None:
     for model, said in ((experts, "output_router_logits=True"), (own, "loss_function")):
         with pytest.raises(ValueError, match=said):
             train(FusedSFTTrainer, tmp_path, model=model)
+
+
+def test_evaluation_counts_labels_as_trainer_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On several processes the count is that of all of them, as it is while training."""
+    found = []
+    for cls in (Trainer, FusedSFTTrainer):
+        monkeypatch.setattr(cls, "_get_num_items_in_batch", lambda *_: torch.tensor(50))
+        trainer = cls(model=tiny_causal_lm(), args=arguments(tmp_path), eval_dataset=rows(6))
+        found.append(trainer.evaluate()["eval_loss"])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_a_step_without_a_label_leaves_the_weights_finite(tmp_path: Path) -> None:
+    blank = [row | {"labels": torch.full((12,), -100)} for row in rows(12)]
+    trainer = FusedSFTTrainer(
+        model=tiny_causal_lm(), args=arguments(tmp_path), train_dataset=blank, eval_dataset=blank
+    )
+    trainer.train()
+    assert losses(trainer) == [0.0] * 3
+    assert trainer.evaluate()["eval_loss"] == 0.0
+    assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())
