@@ -148,8 +148,7 @@ class DirectionAdaptive:
     No code of DASD is public; `rho = 0.2` and the formula come from a secondary note, and which
     side of the distribution rho counts from is not said. Read literally (20th percentile) tau is
     about 0, since more than a fifth of a language model's tokens have no entropy to speak of, and
-    nothing is ever pulled. Default is therefore the other reading: the top 20 % are pushed
-    (methods.md section 5).
+    nothing is ever pulled. Default is therefore the other reading: the top 20 % are pushed.
 
     Args:
         rho: share of tokens, in [0, 1].
@@ -313,7 +312,7 @@ class Schmitt:
 def gap_scale(gap_BL: Tensor, mask_BL: Tensor, eps: float = 1e-6) -> Tensor:
     """Typical size of the teacher-student gap of each sequence: mean |gap| + `eps`, in nats.
 
-    DASD divides gaps by it without centring them, which would flip signs (methods.md section 5).
+    DASD divides gaps by it without centring them, which would flip signs.
 
     Args:
         gap_BL: log T(y) - log S(y), nats. Gaps beyond +-20 count as 20, so that one banned token

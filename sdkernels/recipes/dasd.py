@@ -75,8 +75,7 @@ def _settings() -> dict[str, Setting]:
     "dasd",
     summary="verifier advantage plus a gap signal that an entropy gate turns into pull or push",
     source="DASD 2605.22263; no public code. Formula from a secondary note; beta, gap "
-    "normalisation, guards and the forms over the vocabulary are our reading (methods.md "
-    "section 5)",
+    "normalisation, guards and the forms over the vocabulary are our reading",
     settings=_settings(),
 )
 def dasd(

@@ -1,7 +1,7 @@
 """Divergences between teacher T and student S as recipes use them: which one, on which support.
 
-One number picks the divergence, as in the published code of SDPO, OPSD, GKD and TRL (observed,
-methods.md section 18, item 1): with the mixture M = aT + (1-a)S,
+One number picks the divergence, as in the published code of SDPO, OPSD, GKD and TRL (run on
+random tensors, 2026-11-22): with the mixture M = aT + (1-a)S,
 
     a = 0: KL(T||S)        a = 1: KL(S||T)        else: a KL(T||M) + (1-a) KL(S||M)
 

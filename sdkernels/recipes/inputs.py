@@ -58,7 +58,7 @@ def aggregate(
             in tokens for "token_mean" and in sequences for "sequence_mean". The parts' losses then
             add up to what one big batch gives. None: what this mask holds.
         count_empty: "sequence_mean" without `num_items` only: sequences without a token count as a
-            0 (TRL's rule). By default they are left out (verl's; methods.md section 18, item 6).
+            0 (TRL's rule). By default they are left out (verl's rule).
 
     Returns:
         float32, shape of the mask, 0 outside it. An empty mask, or `num_items=0`, gives weights of

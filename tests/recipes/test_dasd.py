@@ -38,7 +38,7 @@ def gap(world: World) -> Tensor:
 
 
 def advantage(world: World, beta: float = 0.2, clip: float = 5.0, w: Any = None) -> Tensor:
-    """A_G + beta w sigmoid(|g| - 1) g, methods.md section 5."""
+    """A_G + beta w sigmoid(|g| - 1) g."""
     w = direction(world) if w is None else w
     g = (gap(world) / world.tokens["gap_scale"]).clamp(-clip, clip)
     return world.tokens["adv"] + beta * w * (1 / (1 + (1 - g.abs()).exp())) * g

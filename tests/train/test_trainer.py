@@ -277,7 +277,7 @@ def test_rows_without_signal_weigh_nothing(make_trainer, make_model, tokenizer, 
 
 
 def test_fused_trajectory_follows_the_plain_one(make_trainer, make_model, tokenizer, tmp_path):
-    """20 steps against a loop that materialises the logits (quality.md R13)."""
+    """20 steps against a loop that materialises the logits."""
     steps = 20
     settings = {
         "recipe": "sdpo",
