@@ -43,9 +43,10 @@ def _pull(context: str, title: str) -> Condition:
     return Condition(f"pull_{context}", title, "sdpo", context)
 
 
-def _routed(gate: str, title: str) -> Condition:
-    name = "dasd" if gate == "dasd" else f"grpo_{gate}"
-    return Condition(name, title, "dasd", "solution", {"beta": 0.5}, gate)
+def _routed(gate: str, title: str, *, weak: bool = False) -> Condition:
+    name = ("dasd" if gate == "dasd" else f"grpo_{gate}") + ("_weak" if weak else "")
+    title += ", weak" if weak else ""
+    return Condition(name, title, "dasd", "solution", {"beta": 0.1 if weak else 0.5}, gate)
 
 
 GRPO = Condition("grpo", "GRPO (no context)", "grpo", "none")
@@ -56,10 +57,15 @@ PULLS = (
     _pull("solution", "pull, solution"),
 )
 # The verifier's advantage plus the teacher's signal, in DASD's form: only the direction differs.
-ROUTED = (
-    _routed("pull", "GRPO + uniform pull"),
-    _routed("push", "GRPO + uniform push"),
-    _routed("dasd", "DASD"),
+# At both ends of the range of weights to sweep (beta is unpublished; methods.md section 5).
+ROUTED = tuple(
+    _routed(gate, title, weak=weak)
+    for weak in (False, True)
+    for gate, title in (
+        ("pull", "GRPO + uniform pull"),
+        ("push", "GRPO + uniform push"),
+        ("dasd", "DASD"),
+    )
 )
 CONDITIONS = {one.name: one for one in (GRPO, *PULLS, *ROUTED)}
 

@@ -29,9 +29,10 @@ def test_gates_point_where_they_say() -> None:
 
 
 def test_routed_conditions_differ_in_the_gate_alone() -> None:
-    routed = [CONDITIONS[name] for name in ("grpo_pull", "grpo_push", "dasd")]
-    assert len({(one.recipe, one.context, str(one.settings)) for one in routed}) == 1
-    assert len({one.gate for one in routed}) == 3
+    for end in ("", "_weak"):
+        routed = [CONDITIONS[name + end] for name in ("grpo_pull", "grpo_push", "dasd")]
+        assert len({(one.recipe, one.context, str(one.settings)) for one in routed}) == 1
+        assert len({one.gate for one in routed}) == 3
 
 
 def test_cells_are_named_by_what_they_are() -> None:
