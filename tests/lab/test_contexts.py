@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from helpers.lab_evaluator import faults
+from helpers.lab_evaluator import faults, words
 
 from sdkernels.lab.contexts import CONTEXTS
 from sdkernels.lab.problems import FAMILIES, Problem, Step, draw
@@ -37,6 +37,15 @@ def test_a_critique_keeps_the_wait_of_a_step_that_it_corrects() -> None:
     assert shown("step_critique", own) == (
         "critique + 3 6 = 8 3 wait 7 + 6 = 1 3 , 4 + 3 + 1 = 8 so 8 3 ; * 7 = 8 1 ; + 0 2 = 8 3"
     )
+
+
+def test_a_step_that_comes_right_from_a_wrong_start_is_not_copied() -> None:
+    problem = Problem("product", 25, (Step("*", 2), Step("*", 2)))
+    # 2 * 0 and 2 * 50 agree modulo 100; the wait before the second result belongs to the first.
+    own = words("* 2 = 0 0 ; * 2 = 1 0 wait so 0 0 ; answer 0 0")
+    shown = CONTEXTS["step_critique"].build(problem, own)
+    check = "2 * 0 = 0 0 , 2 * 5 = 1 0 , 0 + 0 = 0"
+    assert shown == words(f"critique * 2 = 5 0 ; * 2 = 0 0 wait {check} so 0 0")
 
 
 def test_a_critique_of_a_right_response_is_the_response() -> None:

@@ -78,11 +78,11 @@ def test_the_pull_is_the_jsd_to_the_teacher_in_context(blank_model: Any) -> None
 
 
 def test_grpo_is_the_policy_gradient_of_the_group(blank_model: Any) -> None:
-    rows = graded(RIGHT, WRONG, WRONG, WRONG)
+    rows = graded(RIGHT, WRONG, RIGHT, RIGHT)
     _, ours = step_loss(blank_model, None, CONDITIONS["grpo"], rows)
     blank_model.zero_grad()
     # Groups of two: one right and one wrong are one standard deviation of 1/sqrt(2) apart; the
-    # second group has nothing to tell.
+    # second group, all right, has nothing to tell.
     advantages = [1 / math.sqrt(2), -1 / math.sqrt(2), 0, 0]
     total, count = torch.zeros(()), 0
     for one, advantage in zip(rows, advantages, strict=True):
