@@ -134,6 +134,7 @@ def _routing(groups: Groups) -> Any:
             _dots(axes, rows, index, part, metric)
         axes.axvline(0, color=_SOFT, linewidth=0.8)
         axes.grid(axis="x")
+        axes.tick_params(axis="y", length=0)
         axes.set_xlabel(_change_label(metric))
     panels[0].set_yticks(range(len(rows)), [CONDITIONS[name].title for name, _ in rows])
     panels[0].invert_yaxis()
