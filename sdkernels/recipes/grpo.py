@@ -64,6 +64,8 @@ def grpo(
         needs=frozenset(needs),
         inputs=frozenset({"adv"}),
         optional=frozenset({"old_logp"}),
+        # The reference model answers the question that the student answers.
+        context=("none", {}) if kl_weight else None,
     )
 
 

@@ -232,7 +232,8 @@ class SelfDistillConfig(TrainingArguments):
     context: str = _setting(
         "reference_solution",
         "What the teacher sees besides the question: see `sdkernels contexts`. Where none is "
-        "named, recipes cepo and rlcsd take `contrastive` and rosd `self_reflection`.",
+        "named, recipes cepo and rlcsd take `contrastive`, rosd `self_reflection` and grpo's KL "
+        "`none`.",
     )
     context_args: dict | str | None = _setting(
         None, "Settings of the context, as JSON or key=value,key=value."

@@ -89,3 +89,8 @@ def test_no_advantage_no_gradient() -> None:
 def test_the_teacher_is_needed_for_the_penalty_only() -> None:
     assert recipes.get("grpo").needs == {"rewards", "group", "old_logp"}
     assert recipes.get("grpo", kl_weight=0.1).needs == {"rewards", "group", "old_logp", "teacher"}
+
+
+def test_the_reference_model_of_the_penalty_sees_the_bare_question() -> None:
+    assert recipes.get("grpo").context is None
+    assert recipes.get("grpo", kl_weight=0.1).context == ("none", {})
