@@ -17,8 +17,9 @@ The standard names in `tokens=`, all `[.., L]`:
     signal               1 where the teacher saw a context, 0 where it did not
     strength             factor of the distillation in this step: `recipe.schedule(step)`, a gate
     suffix               0 before the first error of a wrong response
-    batch_mean           mean of `recipe.batch_quantity(stats, tokens)` over the tokens it counts in
-                         the whole batch; SRPO's entropy weights and RLCSD's two means need it
+    batch_mean           mean of `recipe.batch_quantity(stats, tokens)`, by `weight`, over what
+                         it counts in the whole batch; SRPO's entropy weights and RLCSD's two means
+                         need it
 
 What a recipe cannot do without is in `recipe.inputs`, what it reads if it is there in
 `recipe.optional`; what absence means stands in `registry.OPTIONAL`.

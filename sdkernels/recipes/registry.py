@@ -55,8 +55,9 @@ class Body:
         optional: those of `OPTIONAL` that it reads where they are given.
         engine: the keywords that `token_loss` needs for the statistics it reads.
         schedule: optimiser step (from 0) -> `strength`; None: constant.
-        batch_quantity: `(s, tok) -> (value [C], which tokens count [C])`; its mean over all tokens
-            of an optimisation step is `batch_mean`. It reads statistics of the teacher only.
+        batch_quantity: `(s, tok) -> (value [C], which tokens count [C])`; its mean, by `weight`,
+            over all tokens of an optimisation step is `batch_mean`. It reads statistics of the
+            teacher only.
         anchored: sequences for which the teacher has no context keep their verifier's advantage
             (`signal` 0) instead of being left out.
         skips_failed_groups: groups without any success are left out.

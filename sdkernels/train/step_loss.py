@@ -159,8 +159,8 @@ class StepLoss:
         return {name: value for name, value in made.items() if value is not None and name in read}
 
     def quantity(self, batch: MicroBatch, timers: Timers) -> Tensor:
-        """Sum and count `[2]` of the recipe's `batch_quantity` over a micro-batch; what the teacher
-        said stays in the batch for the loss.
+        """Weighted sum and weight `[2]` of the recipe's `batch_quantity` over a micro-batch; what
+        the teacher said stays in the batch for the loss.
         """
         assert self.recipe.batch_quantity is not None
         assert self.teacher is not None
@@ -169,8 +169,9 @@ class StepLoss:
         tokens = self.tokens(batch, batch.teacher_says)
         value_N, counts_N = self.recipe.batch_quantity(stats, Tokens(tokens))
         counts_N = counts_N & batch.keep_N
-        total = torch.where(counts_N, value_N, 0.0).sum(dtype=torch.float32)
-        return torch.stack([total, counts_N.sum().float()])
+        weight_N = torch.where(counts_N, batch.weight_N, 0.0)
+        total = (weight_N * torch.where(counts_N, value_N, 0.0)).sum(dtype=torch.float32)
+        return torch.stack([total, weight_N.sum()])
 
     def statistics(self, model: Any, batch: MicroBatch) -> TokenStats:
         """The student's log-probs and entropies of a micro-batch's tokens `[N]`, without

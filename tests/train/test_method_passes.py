@@ -80,8 +80,12 @@ def test_lam_fades_over_the_steps(make_trainer, monkeypatch):
     assert strengths == [1.0, 0.5, 0.0]
 
 
-def test_srpo_weights_have_mean_1_over_the_whole_step(make_trainer, make_model, monkeypatch):
-    trainer = make_trainer(recipe="srpo", gradient_accumulation_steps=3)
+@pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
+def test_srpo_weights_have_mean_1_over_the_whole_step(
+    make_trainer, make_model, monkeypatch, aggregation
+):
+    """In the mean that the loss takes, so that they never change the share of the distillation."""
+    trainer = make_trainer(recipe="srpo", gradient_accumulation_steps=3, aggregation=aggregation)
     passes = []
     run = TeacherPasses._run
     monkeypatch.setattr(
@@ -97,8 +101,11 @@ def test_srpo_weights_have_mean_1_over_the_whole_step(make_trainer, make_model, 
             if not row.rollout.success
         ]
     )
+    shares = torch.cat(
+        [batch.weight_N[batch.success_N == 0] for batch, _, _ in step]
+    ).double()  # of the aggregation
     for _, _, mean in step:
-        assert mean == pytest.approx(weights.mean().item(), rel=1e-5)
+        assert mean == pytest.approx(((shares * weights).sum() / shares.sum()).item(), rel=1e-5)
 
 
 def test_the_second_teacher_is_the_mean_of_the_wrong_contexts(
