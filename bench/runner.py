@@ -49,6 +49,9 @@ class Effort:
 
 def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, Any]:
     """Check, measure and time; what comes back goes into the results file as it is."""
+    # Compiled peers of earlier runs count towards dynamo's limit of recompilations, beyond which it
+    # would run them uncompiled, with no more than a warning.
+    torch.compiler.reset()
     problem = Problem.make(setting)
     checked = problem.first(CHECK_TOKENS[setting.device.type])
     answer = float64_answer(checked)

@@ -184,3 +184,11 @@ def test_frozen_heads_are_compared_by_the_gradient_of_the_hidden_states(setting,
     run, found = rows(setting(frozen=True), [eager], quick)
     assert run["floor"]["products"] == 3
     assert found["eager"]["gradient_error"] < 1e-5
+
+
+def test_a_run_starts_with_an_empty_cache_of_the_compiler(setting, eager, quick, monkeypatch):
+    """Else dynamo's limit of recompilations would leave a peer of a later run uncompiled."""
+    resets = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(True))
+    rows(setting(), [eager], quick)
+    assert resets == [True]
