@@ -175,8 +175,9 @@ def disable_dropout(model: nn.Module) -> None:
 def add_lora(
     model: Any, *, r: int, alpha: int, dropout: float, target_modules: list[str] | None
 ) -> Any:
-    """`model` with a LoRA adapter (no-op at step 0), on all linear layers but the head by "
-    "default."""
+    """`model` with a LoRA adapter (no-op at step 0), on all linear layers but the head by
+    default.
+    """
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(

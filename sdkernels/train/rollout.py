@@ -53,8 +53,9 @@ class RolloutBackend(Protocol):
 
 
 def derived_seed(*parts: int | str) -> int:
-    """A 63-bit seed from a run's seed and what distinguishes one use of it (step, rank, "
-    "purpose)."""
+    """A 63-bit seed from a run's seed and what distinguishes one use of it (step, rank,
+    purpose).
+    """
     digest = hashlib.sha256(":".join(str(part) for part in parts).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -237,8 +238,9 @@ def _sampling_mode(model: Any, generation_config: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """A random state of its own, so that sampling neither depends on nor disturbs that of "
-    "training."""
+    """A random state of its own, so that sampling neither depends on nor disturbs that of
+    training.
+    """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)

@@ -140,8 +140,9 @@ def _start_anew(folder: Path, *, overwrite: bool) -> None:
 def _load_parts(
     config: SelfDistillConfig, parts: Parts, recipe: recipes.Recipe, context: contexts.Context
 ) -> None:
-    """Make what is missing: data first, because it is what is most often wrong, and quick to "
-    "check."""
+    """Make what is missing: data first, because it is what is most often wrong, and quick to
+    check.
+    """
     if parts.examples is None:
         parts.examples = load_dataset(config)
     if parts.eval_examples is None and config.eval_dataset is not None:

@@ -11,8 +11,9 @@ import yaml
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
-    """Raise a `ValueError` that lists what is accepted, nearest first, unless `value` is one of "
-    "it."""
+    """Raise a `ValueError` that lists what is accepted, nearest first, unless `value` is one of
+    it.
+    """
     if value in accepted:
         return
     near = get_close_matches(str(value), accepted, n=1)

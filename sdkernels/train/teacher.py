@@ -80,8 +80,9 @@ class TeacherWeights:
 
     @property
     def network(self) -> Any:
-        """The causal language model to run, unwrapped of adapters that are merged or switched "
-        "off."""
+        """The causal language model to run, unwrapped of adapters that are merged or switched
+        off.
+        """
         return self._student if self.model is None else self.model
 
     @contextlib.contextmanager

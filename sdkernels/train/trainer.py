@@ -191,8 +191,9 @@ class SelfDistillTrainer(RolloutTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """This micro-batch's share of the step's loss. The denominator is already in the "
-        "weights."""
+        """This micro-batch's share of the step's loss. The denominator is already in the
+        weights.
+        """
         self.abandon_if_asked()
         batch: MicroBatch = inputs["micro_batch"]
 
@@ -269,8 +270,9 @@ class SelfDistillTrainer(RolloutTrainer):
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Evaluation by `eval_strategy`: accuracy of sampled answers, not a loss over the data "
-        "set."""
+        """Evaluation by `eval_strategy`: accuracy of sampled answers, not a loss over the data
+        set.
+        """
         result = self.evaluate_examples(eval_dataset)
         if result is None:
             raise ValueError("eval_dataset is not set, but eval_strategy asks for evaluations")
