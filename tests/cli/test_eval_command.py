@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from train.conftest import tiny_model, tiny_tokenizer
+from helpers.tiny_models import byte_tokenizer
+from train.conftest import tiny_model
 
 from sdkernels.cli import main
 from sdkernels.cli.eval_command import parse_context
@@ -15,7 +16,7 @@ from sdkernels.train import evaluation, loading
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path, capsys):
     def load(name, **_settings):
-        tokenizer = tiny_tokenizer()
+        tokenizer = byte_tokenizer()
         return tiny_model(tokenizer), tokenizer
 
     monkeypatch.setattr(loading, "load_model", load)

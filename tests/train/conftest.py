@@ -10,40 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.tiny_models import byte_tokenizer
 
 from sdkernels.contexts import Example
-
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] "
-    "}}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def tiny_tokenizer() -> Any:
-    """Byte-level, without merges: 256 bytes and three control tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    specials = ["<|im_end|>", "<|im_start|>", "<|pad|>"]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: i for i, token in enumerate([*specials, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        bos_token="<|im_start|>",
-        pad_token="<|pad|>",
-    )
-    wrapped.chat_template = CHATML
-    return wrapped
 
 
 def tiny_model(tokenizer: Any, *, seed: int = 0, **changes: Any) -> Any:
@@ -90,7 +64,7 @@ def problems(count: int, *, uneven: bool = True) -> list[Example]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return tiny_tokenizer()
+    return byte_tokenizer()
 
 
 @pytest.fixture
@@ -108,7 +82,7 @@ def make_problems() -> Callable[..., list[Example]]:
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model as a folder that `load_model` opens."""
     folder = tmp_path_factory.mktemp("tiny-model")
-    tokenizer = tiny_tokenizer()
+    tokenizer = byte_tokenizer()
     tiny_model(tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
