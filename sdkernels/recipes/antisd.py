@@ -11,7 +11,7 @@ from torch.nn.functional import softplus
 from sdkernels.recipes.evidence import signal_or_all, strength_or_full, teacher_evidence
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import flag, number
-from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
+from sdkernels.recipes.surrogate import clip_settings, policy_loss
 
 
 @register(
@@ -26,14 +26,7 @@ from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_lo
         **clip_settings(),
     },
 )
-def antisd(
-    *,
-    lam: float,
-    gated: bool,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-) -> Body:
+def antisd(*, lam: float, gated: bool, **clip: Any) -> Body:
     """GRPO's surrogate with A - lam g phi(u), u = log T(y) - log S(y), phi = (softplus - log 2)/2.
 
     On average over y from S that is the policy gradient which ascends the JSD of S and T at even
@@ -47,14 +40,7 @@ def antisd(
 
     def per_token(s: Any, tok: Any) -> Tensor:
         away = 0.5 * (softplus(teacher_evidence(s, tok)) - math.log(2.0)) * switch(s)
-        return clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            tok.adv - lam * strength_or_full(tok) * away,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        return policy_loss(s, tok, tok.adv - lam * strength_or_full(tok) * away, **clip)
 
     def acted(s: Any, tok: Any) -> Tensor:
         """An open gate pushes, wherever there is a context to push away from."""

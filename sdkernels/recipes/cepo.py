@@ -15,7 +15,7 @@ from sdkernels.recipes.evidence import (
 )
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import number
-from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
+from sdkernels.recipes.surrogate import clip_settings, policy_loss
 
 
 @register(
@@ -30,15 +30,7 @@ from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_lo
         **clip_settings(),
     },
 )
-def cepo(
-    *,
-    lam: float,
-    decay_steps: int | None,
-    ratio_clip: float,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-) -> Body:
+def cepo(*, lam: float, decay_steps: int | None, ratio_clip: float, **clip: Any) -> Body:
     """GRPO's surrogate with A ((1 - lam) + lam clip((T+/T-)^sign(A), 1 -+ ratio_clip)).
 
     T+ is the teacher that saw the right answer, T- (`tok.second_teacher_logp`) the one that saw a
@@ -49,14 +41,7 @@ def cepo(
         adv = shaped_advantage(
             tok.adv, contrast_evidence(s, tok), lam * strength_or_full(tok), ratio_clip
         )
-        return clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        return policy_loss(s, tok, adv, **clip)
 
     return Body(
         per_token,

@@ -17,8 +17,7 @@ from sdkernels.recipes.settings import Setting, choice, flag, integer, number
 from sdkernels.recipes.surrogate import (
     LOG_RATIO_LIMIT_NATS,
     clip_settings,
-    clipped_surrogate,
-    old_logp_or_current,
+    policy_loss,
     sampled_gap,
 )
 
@@ -91,9 +90,7 @@ def dasd(
     push_min_prob: float,
     push_all_fail: bool,
     push_ceiling: float | None,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
+    **clip: Any,
 ) -> Body:
     """A policy gradient through GRPO's clipped surrogate; w in [-1, 1] is the gate's direction.
 
@@ -154,14 +151,7 @@ def dasd(
         if form == "advantage":
             g = normalised(sampled_gap(s, s.logp), tok.gap_scale)
             adv = adv + beta * w * torch.sigmoid(g.abs() - 1.0) * g
-        loss = clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        loss = policy_loss(s, tok, adv, **clip)
         return loss if form == "advantage" else loss + beta * over_vocabulary(s, tok, w)
 
     inputs = {"gap_scale"} if form in GAP_FORMS else set()

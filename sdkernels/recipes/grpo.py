@@ -9,12 +9,7 @@ from torch import Tensor
 
 from sdkernels.recipes.registry import Body, register
 from sdkernels.recipes.settings import choice, number
-from sdkernels.recipes.surrogate import (
-    LOG_RATIO_LIMIT_NATS,
-    clip_settings,
-    clipped_surrogate,
-    old_logp_or_current,
-)
+from sdkernels.recipes.surrogate import LOG_RATIO_LIMIT_NATS, clip_settings, policy_loss
 
 
 @register(
@@ -34,25 +29,11 @@ from sdkernels.recipes.surrogate import (
         ),
     },
 )
-def grpo(
-    *,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-    kl_weight: float,
-    kl_form: str,
-) -> Body:
+def grpo(*, kl_weight: float, kl_form: str, **clip: Any) -> Body:
     """loss = max(-rA, -clip(r)A), at most c|A| where A < 0, + kl_weight KL(S||T)."""
 
     def per_token(s: Any, tok: Any) -> Tensor:
-        loss = clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            tok.adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        loss = policy_loss(s, tok, tok.adv, **clip)
         if kl_weight == 0.0:
             return loss
         penalty = s.kl_student_teacher if kl_form == "exact" else _k3(s)

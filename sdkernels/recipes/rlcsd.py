@@ -10,7 +10,7 @@ from torch import Tensor
 from sdkernels.recipes.evidence import contrast_evidence, has_contrast
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import number
-from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
+from sdkernels.recipes.surrogate import clip_settings, policy_loss
 
 
 @register(
@@ -30,16 +30,7 @@ from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_lo
     },
 )
 def rlcsd(
-    *,
-    lam: float,
-    beta: float,
-    tau: float,
-    bound: float,
-    threshold: float,
-    eta: float,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
+    *, lam: float, beta: float, tau: float, bound: float, threshold: float, eta: float, **clip: Any
 ) -> Body:
     """GRPO's surrogate with A + r, held on A's side of 0 (A = 0 stays 0), r = beta lam tanh(e/tau).
 
@@ -58,14 +49,7 @@ def rlcsd(
     def per_token(s: Any, tok: Any) -> Tensor:
         moved = tok.adv + extra(s, tok)
         adv = torch.where(tok.adv > 0, moved.clamp(min=0.0), moved.clamp(max=0.0))
-        loss = clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            torch.where(tok.adv == 0, 0.0, adv),
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        loss = policy_loss(s, tok, torch.where(tok.adv == 0, 0.0, adv), **clip)
         chosen, there = selected(s, tok)
         of_all: Tensor | float = 1.0
         of_chosen: Tensor | float = eta

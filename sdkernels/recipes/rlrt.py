@@ -10,7 +10,7 @@ from torch import Tensor
 from sdkernels.recipes.evidence import shaped_advantage, strength_or_full, teacher_evidence
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import choice, number
-from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
+from sdkernels.recipes.surrogate import clip_settings, policy_loss
 
 
 @register(
@@ -34,15 +34,7 @@ from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_lo
         **clip_settings(),
     },
 )
-def rlrt(
-    *,
-    lam: float,
-    ratio_clip: float,
-    rollouts: str,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
-) -> Body:
+def rlrt(*, lam: float, ratio_clip: float, rollouts: str, **clip: Any) -> Body:
     """GRPO's surrogate with A ((1 - lam) + lam clip((S/T)^sign(A), 1 -+ ratio_clip)).
 
     A is left as it is in rollouts that were not verified correct.
@@ -53,14 +45,7 @@ def rlrt(
             tok.adv, -teacher_evidence(s, tok), lam * strength_or_full(tok), ratio_clip
         )
         adv = shaped if rollouts == "all" else torch.where(tok.success == 1, shaped, tok.adv)
-        return clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        return policy_loss(s, tok, adv, **clip)
 
     return Body(
         per_token,

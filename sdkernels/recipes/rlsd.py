@@ -15,7 +15,7 @@ from sdkernels.recipes.evidence import (
 )
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import choice, number
-from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_logp_or_current
+from sdkernels.recipes.surrogate import clip_settings, policy_loss
 
 
 @register(
@@ -36,14 +36,7 @@ from sdkernels.recipes.surrogate import clip_settings, clipped_surrogate, old_lo
     },
 )
 def rlsd(
-    *,
-    lam: float,
-    decay_steps: int | None,
-    ratio_clip: float,
-    evidence: str,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
+    *, lam: float, decay_steps: int | None, ratio_clip: float, evidence: str, **clip: Any
 ) -> Body:
     """GRPO's surrogate with A ((1 - lam) + lam clip((T/S)^sign(A), 1 -+ ratio_clip))."""
 
@@ -54,14 +47,7 @@ def rlsd(
             lam * strength_or_full(tok),
             ratio_clip,
         )
-        return clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        return policy_loss(s, tok, adv, **clip)
 
     return Body(
         per_token,

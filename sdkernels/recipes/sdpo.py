@@ -21,8 +21,7 @@ from sdkernels.recipes.settings import Above, number
 from sdkernels.recipes.surrogate import (
     LOG_RATIO_LIMIT_NATS,
     clip_settings,
-    clipped_surrogate,
-    old_logp_or_current,
+    policy_loss,
     sampled_gap,
     truncated_weight,
 )
@@ -69,9 +68,7 @@ def sdpo(
     is_clip: float | None,
     gap_clip: float | None,
     grpo_weight: float,
-    clip_low: float | None,
-    clip_high: float | None,
-    dual_clip: float | None,
+    **clip: Any,
 ) -> Body:
     """loss = min(S/S_old, is_clip) D(S, T), the weight a constant.
 
@@ -95,16 +92,7 @@ def sdpo(
         return truncated_weight(s.logp, tok.old_logp, is_clip) * loss
 
     def hybrid(s: Any, tok: Any) -> Tensor:
-        assert clip_low is not None  # both are there where grpo_weight is
-        assert clip_high is not None
-        rewarded = clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            tok.adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        rewarded = policy_loss(s, tok, tok.adv, **clip)
         pulled = torch.where(signal_or_all(tok, rewarded), distilled(s, tok), 0.0)
         return grpo_weight * rewarded + (1.0 - grpo_weight) * pulled
 

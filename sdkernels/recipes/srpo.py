@@ -17,12 +17,7 @@ from sdkernels.recipes.divergence import (
 from sdkernels.recipes.evidence import signal_or_all
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import choice, number
-from sdkernels.recipes.surrogate import (
-    clip_settings,
-    clipped_surrogate,
-    old_logp_or_current,
-    truncated_weight,
-)
+from sdkernels.recipes.surrogate import clip_settings, policy_loss, truncated_weight
 
 
 @register(
@@ -60,9 +55,7 @@ def srpo(
     entropy_beta: float,
     route: str,
     is_clip: float | None,
-    clip_low: float,
-    clip_high: float,
-    dual_clip: float | None,
+    **clip: Any,
 ) -> Body:
     """GRPO's surrogate where correct, else w min(S/S_old, is_clip) D(S, T).
 
@@ -79,14 +72,7 @@ def srpo(
         return torch.exp(-entropy_beta * s.teacher_entropy), distilled
 
     def per_token(s: Any, tok: Any) -> Tensor:
-        rewarded = clipped_surrogate(
-            s.logp,
-            old_logp_or_current(s, tok),
-            tok.adv,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            dual_clip=dual_clip,
-        )
+        rewarded = policy_loss(s, tok, tok.adv, **clip)
         pulled = divergence(s, alpha, support, tail)
         if entropy_beta > 0:
             pulled = pulled * certainty(s, tok)[0]

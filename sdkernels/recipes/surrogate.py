@@ -70,3 +70,11 @@ def clipped_surrogate(
     if dual_clip is None:
         return loss
     return torch.where(adv < 0, torch.minimum(loss, -adv * dual_clip), loss)
+
+
+def policy_loss(s: Any, tok: Any, adv: Tensor, **clip: Any) -> Tensor:
+    """`clipped_surrogate` of the sampled token `[C]` against the policy that sampled it.
+
+    `clip`: the values of `clip_settings`, as a recipe's factory gets them.
+    """
+    return clipped_surrogate(s.logp, old_logp_or_current(s, tok), adv, **clip)

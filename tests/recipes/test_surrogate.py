@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import sdkernels as sd
+from sdkernels.engine.stats import Tokens
 from sdkernels.recipes import surrogate
 
 
@@ -55,3 +56,16 @@ def test_the_dual_clip_bounds_a_push() -> None:
         one(0.0), one(-15.0), one(-2.0), clip_low=0.2, clip_high=0.28, dual_clip=3.0
     )
     assert loss.item() == 6.0
+
+
+@pytest.mark.parametrize("old", [one(-2.0), None])
+def test_the_policy_loss_compares_with_the_policy_that_sampled(old: Tensor | None) -> None:
+    """Without `old_logp` that is the current one: the ratio is 1, its gradient is not 0."""
+    logp = one(-1.9).requires_grad_()
+    tok = Tokens({} if old is None else {"old_logp": old})
+    clip = {"clip_low": 0.2, "clip_high": 0.28, "dual_clip": 3.0}
+    loss = surrogate.policy_loss(sd.TokenStats({"logp": logp}), tok, one(1.5), **clip)
+    ratio = math.exp(0.1) if old is not None else 1.0
+    assert loss.item() == pytest.approx(-1.5 * ratio)
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    assert gradient.item() == pytest.approx(-1.5 * ratio)
