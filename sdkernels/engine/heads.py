@@ -118,11 +118,11 @@ class LMHead:
         holds some rows of the head, as a plain tensor.
 
         Raises:
-            TypeError: no output embedding, an adapter (LoRA) or a quantised layer on it, or a layer
-                that is not linear.
+            TypeError: no output embedding, an adapter (LoRA) or a quantised layer on it, a layer
+                that is not linear, or one with a hook or a `forward` of its own.
             ValueError: an encoder-decoder, a model that does more between its last hidden states
-                and its logits, or a config that asks for a transform which this class does not
-                know.
+                and its logits, a config that asks for a transform which this class does not know,
+                or a weight that accelerate offloads.
         """
         found = read_model(model)
         if valid_vocab is None:

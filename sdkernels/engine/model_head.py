@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from sdkernels.engine.hooks import refuse_hooks
+
 # Names under which configs keep transforms of their logits: logits * value, logits / value, and
 # value * tanh(logits / value). A factor on hidden states before a head without bias is the same.
 MULTIPLIERS = (
@@ -77,7 +79,10 @@ def read_model(model: Any) -> ModelHead:
             "yourself"
         )
     _check_position(inner, module)
-    weight, bias = linear_parts(_active(module))
+    active = _active(module)
+    if active is not module:
+        refuse_hooks(module)
+    weight, bias = linear_parts(active)
     text = _text(config)
     scale, softcap = _transforms_of(text, has_bias=bias is not None)
     return ModelHead(weight, bias, scale, softcap, getattr(text, "unpadded_vocab_size", None))
@@ -108,6 +113,8 @@ def linear_parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         raise TypeError(
             f"head: expected a plain nn.Linear, got {kind}; pass LMHead(weight, ...) yourself"
         )
+    if isinstance(module, nn.Linear):
+        refuse_hooks(module)  # of an embedding they act on the look-up, which is the model's
     bias = getattr(module, "bias", None)
     return weight, bias if isinstance(bias, Tensor) else None
 

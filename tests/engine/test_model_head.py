@@ -303,3 +303,31 @@ def test_wrappers_of_the_model_are_looked_through() -> None:
             self.module = model
 
     assert sd.LMHead.from_model(Wrapper()).weight is model.lm_head.weight
+
+
+def test_a_hook_on_the_head_is_refused() -> None:
+    model = build("LlamaForCausalLM", SMALL)
+    handle = model.lm_head.register_forward_hook(lambda module, args, output: 3 * output)
+    with pytest.raises(TypeError, match=r"this Linear has a forward hook .*lambda"):
+        sd.LMHead.from_model(model)
+    handle.remove()
+    model.enable_input_require_grads()  # its hook is on the input embedding
+    sd.LMHead.from_model(model)
+
+
+def test_a_hook_around_pefts_copy_is_refused() -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"])
+    wrapped = peft.get_peft_model(build("LlamaForCausalLM", SMALL), config)
+    wrapper = wrapped.get_base_model().lm_head
+    wrapper.register_forward_hook(lambda module, args, output: 3 * output)
+    with pytest.raises(TypeError, match="this ModulesToSaveWrapper has a forward hook"):
+        sd.LMHead.from_model(wrapped)
+
+
+def test_hooks_of_an_input_embedding_are_not_the_heads() -> None:
+    """With a tied embedding as output layer, the hook acts on the look-up."""
+    stub = Stub()
+    stub.layer = nn.Embedding(VOCAB, 32)
+    stub.layer.register_forward_hook(lambda module, args, output: output.requires_grad_(True))
+    assert sd.LMHead.from_model(stub).weight is stub.layer.weight

@@ -66,3 +66,17 @@ def tiny_causal_lm(family: str = "Llama", *, seed: int = 0, **changes: Any) -> A
     name = "Gemma3TextConfig" if family == "Gemma3" else f"{family}Config"
     config = getattr(transformers, name)(**(settings | FAMILIES[family] | changes))
     return getattr(transformers, f"{family}ForCausalLM")(config).double()
+
+
+def calls_of(layer: torch.nn.Linear, monkeypatch: Any) -> list[int]:
+    """A list that grows with every call of `layer`, without a hook on it."""
+    calls: list[int] = []
+    forward = torch.nn.Linear.forward
+
+    def counting(self: torch.nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+        if self is layer:
+            calls.append(1)
+        return forward(self, hidden)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counting)
+    return calls

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import FAMILIES, tiny_causal_lm
+from helpers.tiny_models import FAMILIES, calls_of, tiny_causal_lm
 
 from sdkernels.integrations.deferred import DeferredLogits, backbone_of, deferring, innermost
 
@@ -53,10 +53,11 @@ def test_logits_to_keep() -> None:
     assert deferred(model, logits_to_keep=0).hidden.shape[1] == 4
 
 
-def test_the_head_is_not_applied_and_the_forward_comes_back() -> None:
+def test_the_head_is_not_applied_and_the_forward_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_causal_lm()
-    calls: list[int] = []
-    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    calls = calls_of(model.lm_head, monkeypatch)
     deferred(model)
     assert calls == []
     assert "forward" not in vars(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import FAMILIES, tiny_causal_lm
+from helpers.tiny_models import FAMILIES, calls_of, tiny_causal_lm
 from peft import LoraConfig, get_peft_model
 from transformers import BartConfig, BartForCausalLM
 
@@ -82,10 +82,9 @@ def test_other_outputs_are_the_models() -> None:
     torch.testing.assert_close(as_tuple[0], found.loss)
 
 
-def test_the_head_is_not_applied() -> None:
+def test_the_head_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_causal_lm().train()
-    calls: list[int] = []
-    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    calls = calls_of(model.lm_head, monkeypatch)
     sd.patch(model)
     model(**inputs()).loss.backward()
     assert calls == []

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import tiny_causal_lm
+from helpers.tiny_models import calls_of, tiny_causal_lm
 from transformers import Trainer, TrainingArguments
 
 import sdkernels as sd
@@ -103,10 +103,9 @@ def test_the_entropy_bonus_raises_entropy(tmp_path: Path) -> None:
     assert first["loss"] == pytest.approx(-first["logprob"] - first["entropy"], rel=1e-4)
 
 
-def test_the_head_is_not_applied(tmp_path: Path) -> None:
+def test_the_head_is_not_applied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_causal_lm()
-    calls: list[int] = []
-    model.lm_head.register_forward_hook(lambda *_: calls.append(1))
+    calls = calls_of(model.lm_head, monkeypatch)
     trainer = train(FusedSFTTrainer, tmp_path, model=model)
     trainer.evaluate()
     assert calls == []
