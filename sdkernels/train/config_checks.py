@@ -5,6 +5,8 @@ Every message names the setting, the value that came and what is accepted.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkernels.train.settings import check_choice
@@ -19,6 +21,92 @@ ADVANTAGE_SCALES = ("group", "none")
 AGGREGATIONS = ("token_mean", "sequence_mean")
 GATES = ("direction_adaptive", "entropy_sign", "schmitt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`, the ends themselves where they are not `open_*`."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+    remark: str = ""
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` is in it; NaN and infinity never are."""
+        above = value > self.low if self.open_low else value >= self.low
+        below = value < self.high if self.open_high else value <= self.high
+        return above and below and math.isfinite(value)
+
+    def __str__(self) -> str:
+        low = f"above {self.low:g}" if self.open_low else f"of at least {self.low:g}"
+        if math.isinf(self.high):
+            high = "finite"
+        else:
+            high = f"{'below' if self.open_high else 'at most'} {self.high:g}"
+        return f"{low}, {high}{self.remark}"
+
+
+POSITIVE = Range(0, open_low=True)
+NOT_NEGATIVE = Range(0)
+SHARE = Range(0, 1)
+DECAY = Range(0, 1, open_high=True)
+# Of TrainingArguments those that no one else checks before they do harm.
+RANGES = {
+    "learning_rate": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "adam_beta1": DECAY,
+    "adam_beta2": DECAY,
+    "adam_epsilon": NOT_NEGATIVE,
+    "max_grad_norm": Range(0, remark=" (0: gradients are never scaled down)"),
+    "num_train_epochs": POSITIVE,
+    "save_steps": POSITIVE,
+    "eval_steps": POSITIVE,
+    "lora_dropout": DECAY,
+    "temperature": POSITIVE,
+    "loss_temperature": POSITIVE,
+    "teacher_temperature": POSITIVE,
+    "temperature_eval": Range(0, remark=" (0: greedy)"),
+    "top_p": Range(0, 1, open_low=True, remark=" (1: keep everything)"),
+    "min_p": SHARE,
+    "repetition_penalty": Range(0, open_low=True, remark=" (1: none)"),
+    "rollout_server_timeout": POSITIVE,
+    "critic_timeout": POSITIVE,
+    "teacher_update_rate": Range(
+        0,
+        1,
+        open_low=True,
+        remark="; it is the share of the student that enters the teacher at each step, so .05 is "
+        "slow and .95 nearly `live`",
+    ),
+}
+LEAST = {
+    "num_generations": 1,
+    "num_iterations": 1,
+    "max_prompt_length": 1,
+    "max_completion_length": 1,
+    "max_context_tokens": 1,
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "rollout_batch_size": 1,
+    "teacher_sync_steps": 1,
+    "num_generations_eval": 1,
+    "dataset_size": 1,
+    "eval_dataset_size": 1,
+    "dataset_repeat": 1,
+    "top_k": 0,
+    "dump_tokens": 0,
+    "dump_tokens_steps": 1,
+    "skip_first_tokens": 0,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "valid_vocab": 1,
+    "chunk_bytes": 1,
+    "rollout_server_retries": 0,
+    "rollout_server_concurrency": 1,
+    "critic_max_new_tokens": 1,
+}
 
 
 def check_choices(config: SelfDistillConfig) -> None:
@@ -39,53 +127,15 @@ def check_choices(config: SelfDistillConfig) -> None:
 
 
 def check_ranges(config: SelfDistillConfig) -> None:
-    """Numbers."""
-    for name, low in (
-        ("num_generations", 1),
-        ("num_iterations", 1),
-        ("max_prompt_length", 1),
-        ("max_completion_length", 1),
-        ("per_device_train_batch_size", 1),
-        ("teacher_sync_steps", 1),
-        ("num_generations_eval", 1),
-        ("dump_tokens", 0),
-        ("skip_first_tokens", 0),
-        ("dump_tokens_steps", 1),
-        ("dataset_repeat", 1),
-        ("rollout_server_retries", 0),
-        ("rollout_server_concurrency", 1),
-        ("critic_max_new_tokens", 1),
-    ):
-        if getattr(config, name) < low:
-            raise ValueError(
-                f"{name}={getattr(config, name)!r}: expected a whole number of at least {low}"
-            )
-    for name in (
-        "temperature",
-        "loss_temperature",
-        "teacher_temperature",
-        "rollout_server_timeout",
-        "critic_timeout",
-    ):
+    """Numbers; None, where a setting may be it, is no number."""
+    for name, low in LEAST.items():
         value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name}={value!r}: expected a number above 0")
-    if config.temperature_eval is not None and config.temperature_eval < 0:
-        raise ValueError(
-            f"temperature_eval={config.temperature_eval!r}: expected 0 (greedy) or more"
-        )
-    if not 0 < config.top_p <= 1:
-        raise ValueError(
-            f"top_p={config.top_p!r}: expected a number above 0, at most 1 (keep everything)"
-        )
-    if config.top_k < 0:
-        raise ValueError(f"top_k={config.top_k!r}: expected 0 (keep everything) or more")
-    if not 0 < config.teacher_update_rate <= 1:
-        raise ValueError(
-            f"teacher_update_rate={config.teacher_update_rate!r}: expected a rate in (0, 1]; it "
-            "is the share of the "
-            "student that enters the teacher at each step, so .05 is slow and .95 nearly `live`"
-        )
+        if value is not None and value < low:
+            raise ValueError(f"{name}={value!r}: expected a whole number of at least {low}")
+    for name, accepted in RANGES.items():
+        value = getattr(config, name)
+        if value is not None and not accepted.holds(value):
+            raise ValueError(f"{name}={value!r}: expected a number {accepted}")
 
 
 def check_combinations(config: SelfDistillConfig) -> None:

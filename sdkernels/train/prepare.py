@@ -71,11 +71,10 @@ class StepBuilder:
         self.services = services
         self.window = window
         self.verifier = verifier
-        ours = config.mapping("chat_template_kwargs")
-        theirs = config.mapping("teacher_chat_template_kwargs")
-        self.student = PromptEncoder(tokenizer, ours)
-        same = config.teacher_chat_template_kwargs is None
-        self.teacher = PromptEncoder(tokenizer, ours if same else theirs)
+        self.student = PromptEncoder(tokenizer, config.mapping("chat_template_kwargs"))
+        own = "teacher_chat_template_kwargs"
+        name = "chat_template_kwargs" if config.teacher_chat_template_kwargs is None else own
+        self.teacher = PromptEncoder(tokenizer, config.mapping(name), setting=name)
 
     @property
     def needs_teacher(self) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from difflib import get_close_matches
 from typing import Any
 
 from sdkernels.contexts.types import Example, Message
@@ -16,6 +18,8 @@ from sdkernels.contexts.types import Example, Message
 logger = logging.getLogger(__name__)
 
 CACHED_PROMPTS = 4096
+# What a template reads besides switches: ours to give, or functions that transformers adds.
+NOT_SWITCHES = {"messages", "add_generation_prompt", "raise_exception", "strftime_now"}
 
 
 class PromptEncoder:
@@ -24,11 +28,23 @@ class PromptEncoder:
     Args:
         tokenizer: with a chat template.
         template_kwargs: extra arguments of the template, e.g. `{"enable_thinking": False}`.
+        setting: what messages call them.
+
+    Raises:
+        ValueError: one of `template_kwargs` is read by nothing in the template.
     """
 
-    def __init__(self, tokenizer: Any, template_kwargs: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        setting: str = "chat_template_kwargs",
+    ) -> None:
         self.tokenizer = tokenizer
         self.template_kwargs = dict(template_kwargs or {})
+        if self.template_kwargs:
+            _check_switches(tokenizer, self.template_kwargs, setting)
         self._cache: dict[str, list[int]] = {}
 
     def text(self, messages: list[Message], *, generation_prompt: bool = True) -> str:
@@ -60,6 +76,31 @@ class PromptEncoder:
         with_prompt = self.text(messages)
         without = self.text(messages, generation_prompt=False)
         return with_prompt[len(without) :] if with_prompt.startswith(without) else with_prompt[-64:]
+
+
+def template_switches(template: str) -> set[str]:
+    """Names that a chat template (Jinja) takes from outside, but for the conversation itself."""
+    from jinja2 import Environment, meta
+
+    # The tags of transformers' own extension mark the answers and read nothing.
+    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
+    parsed = Environment(extensions=["jinja2.ext.loopcontrols"]).parse(plain)
+    return meta.find_undeclared_variables(parsed) - NOT_SWITCHES
+
+
+def _check_switches(tokenizer: Any, template_kwargs: dict[str, Any], setting: str) -> None:
+    """A switch that the template does not read would be passed over in silence."""
+    chosen = {name: template_kwargs.get(name) for name in ("chat_template", "tools")}
+    known = sorted(template_switches(tokenizer.get_chat_template(**chosen)))
+    for name in template_kwargs:
+        if name in known or name == "chat_template":
+            continue
+        near = get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise ValueError(
+            f"{setting}={template_kwargs!r}: {name!r}{hint} has no effect, this chat template does "
+            f"not read it; expected {' or '.join(known) if known else 'nothing, it has no switch'}"
+        )
 
 
 def check_boundary(student: PromptEncoder, teacher: PromptEncoder, messages: list[Message]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 from transformers import TrainingArguments
@@ -16,8 +17,11 @@ from sdkernels.train.config import SelfDistillConfig
         ({"teacher_model_kind": "emma"}, "did you mean 'ema'"),
         ({"teacher_model_kind": "external"}, "needs teacher_model_name_or_path"),
         ({"teacher_model_name_or_path": "x"}, "has no effect with teacher_model_kind='frozen'"),
-        ({"teacher_update_rate": 0.0}, "expected a rate in"),
-        ({"teacher_update_rate": 1.5}, "expected a rate in"),
+        (
+            {"teacher_update_rate": 0.0},
+            "=0.0: expected a number above 0, at most 1; it is the share",
+        ),
+        ({"teacher_update_rate": 1.5}, "expected a number above 0, at most 1"),
         ({"rollout_backend": "server"}, "needs rollout_server_url"),
         (
             {
@@ -40,8 +44,19 @@ from sdkernels.train.config import SelfDistillConfig
         ),
         ({"temperature": 0.0}, "expected a number above 0"),
         ({"top_p": 0.0}, "top_p"),
-        ({"top_k": -1}, "top_k"),
-        ({"temperature_eval": -1.0}, "temperature_eval"),
+        ({"top_k": -1}, "top_k=-1: expected a whole number of at least 0"),
+        ({"temperature_eval": -1.0}, "temperature_eval=-1.0: expected a number of at least 0"),
+        ({"learning_rate": -1.0}, "learning_rate=-1.0: expected a number of at least 0, finite"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: expected a number of at least 0"),
+        ({"learning_rate": math.inf}, "learning_rate=inf: .* finite"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1: expected a number of at least 0"),
+        ({"max_grad_norm": -1.0}, r"max_grad_norm=-1.0: .* at least 0, finite \(0: gradients are"),
+        ({"warmup_steps": -1}, "warmup_steps = -1, Expected value warmup_steps >= 0"),
+        ({"adam_beta2": 1.0}, "adam_beta2=1.0: expected a number of at least 0, below 1"),
+        ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0: expected a number above 0"),
+        ({"min_p": 2.0}, "min_p=2.0: expected a number of at least 0, at most 1"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: expected a whole"),
+        ({"chunk_bytes": 0}, "chunk_bytes=0: expected a whole number of at least 1"),
         ({"remove_unused_columns": True}, "must stay off"),
         ({"recipe_args": "alpha"}, "expected key=value, got 'alpha'"),
         ({"recipe_args": "{alpha}"}, "not valid JSON"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.chat_templates import QWEN3
 
 from sdkernels import contexts, recipes
 from sdkernels.contexts import Example, Services
@@ -225,3 +226,14 @@ def test_solved_groups_and_single_tokens_are_logged(build, make_problems):
     assert (metrics["solved_group_share"], metrics["failed_group_share"]) == (1.0, 0.0)
     _, _, metrics = build([first], ["a", "bb"])
     assert metrics["single_token_share"] == 0.5
+
+
+def test_a_misspelt_switch_of_either_side_is_named(build, make_problems, monkeypatch, tokenizer):
+    """With the student's off the two prompts differ, even where the teacher's is not read."""
+    monkeypatch.setattr(tokenizer, "chat_template", QWEN3)
+    examples, texts = make_problems(1), ["Answer: 3", "Answer: 4"]
+    right, wrong = {"enable_thinking": False}, {"enable_thinkng": True}
+    with pytest.raises(ValueError, match=r"^teacher_chat_template_kwargs=.*'enable_thinkng'"):
+        build(examples, texts, chat_template_kwargs=right, teacher_chat_template_kwargs=wrong)
+    with pytest.raises(ValueError, match=r"^chat_template_kwargs=.*'enable_thinkng'"):
+        build(examples, texts, chat_template_kwargs=wrong)

@@ -5,9 +5,16 @@ from __future__ import annotations
 import copy
 
 import pytest
+from helpers.chat_templates import CHATML, QWEN3
 
 from sdkernels.contexts import Example
-from sdkernels.train.prompts import PromptEncoder, check_boundary, check_prompt_length, where
+from sdkernels.train.prompts import (
+    PromptEncoder,
+    check_boundary,
+    check_prompt_length,
+    template_switches,
+    where,
+)
 
 MESSAGES = [{"role": "user", "content": "1+1?"}]
 
@@ -64,11 +71,44 @@ def test_a_pairing_is_logged_with_both_ends(thinking, caplog):
     assert r"'<|im_start|>assistant\n<think>\n'" in caplog.text
 
 
-def test_a_pairing_that_the_template_does_not_know_is_refused(tokenizer):
-    plain = PromptEncoder(tokenizer)
-    on = PromptEncoder(tokenizer, {"enable_thinking": True})
-    with pytest.raises(ValueError, match=r"'enable_thinking': True.* has no effect.*the same prom"):
-        check_boundary(plain, on, MESSAGES)
+def test_a_pairing_without_effect_is_refused(thinking):
+    off = PromptEncoder(thinking, {"enable_thinking": False})
+    with pytest.raises(
+        ValueError, match=r"'enable_thinking': False.* has no effect.*the same prom"
+    ):
+        check_boundary(PromptEncoder(thinking), off, MESSAGES)
+
+
+def test_switches_that_the_template_does_not_read_are_refused_by_name(tokenizer, thinking):
+    """With the student's switch off, a misspelt one of the teacher left another prompt too."""
+    with pytest.raises(
+        ValueError,
+        match=r"^teacher_chat_template_kwargs=.*'enable_thinkng' \(did you mean 'enable_thinking'"
+        r"\?\) has no effect.*; expected .*enable_thinking",
+    ):
+        PromptEncoder(thinking, {"enable_thinkng": True}, setting="teacher_chat_template_kwargs")
+    with pytest.raises(
+        ValueError, match=r"^chat_template_kwargs=.*'enable_thinking' has no effect"
+    ):
+        PromptEncoder(tokenizer, {"enable_thinking": True})
+    # A template of the caller's own is what its switches are looked up in.
+    own = {"chat_template": "{{ style }}", "style": "terse"}
+    assert PromptEncoder(tokenizer, own).text(MESSAGES) == "terse"
+
+
+@pytest.mark.parametrize(
+    ("template", "switches"),
+    [
+        (QWEN3, {"enable_thinking"}),
+        (CHATML, set()),
+        ("{% if x is not defined %}{% set x = 1 %}{% endif %}{{ x }}", {"x"}),
+        ("{% set x = x | default(1) %}{% set y = namespace(z=1) %}{{ x }}{{ y.z }}", {"x"}),
+        ("{%- generation -%}{{ x }}{%- endgeneration -%}{{ raise_exception(y) }}", {"x", "y"}),
+        ("{% for m in messages %}{% if m.x %}{% break %}{% endif %}{% endfor %}", set()),
+    ],
+)
+def test_switches_of_templates(template, switches):
+    assert template_switches(template) == switches
 
 
 def test_messages_name_the_row():
