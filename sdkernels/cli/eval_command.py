@@ -29,6 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="reasoning-gym:chain_sum,gsm_symbolic",
         help=".jsonl or .parquet file, datasets id, or reasoning-gym tasks",
     )
+    parser.add_argument(
+        "--dataset-columns",
+        default=None,
+        help="which column is which field, where names do not say it, e.g. "
+        "prompt=problem,answer=result",
+    )
     parser.add_argument("--split", default="test", help="split of a datasets id")
     parser.add_argument("--size", type=int, default=32, help="number of problems")
     parser.add_argument(
@@ -93,6 +99,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     )
     examples = load_examples(
         options.dataset,
+        columns=as_mapping("--dataset-columns", options.dataset_columns),
         split=options.split,
         limit=None if is_gym else options.size,
         size=options.size if is_gym else None,

@@ -83,6 +83,37 @@ def test_sampling_and_template_reach_the_model(evaluate, monkeypatch):
     assert seen["prompt"].endswith("Box it.")
 
 
+def test_columns_of_other_names(evaluate, monkeypatch, tmp_path):
+    data = tmp_path / "mine.jsonl"
+    data.write_text(json.dumps({"task_text": "1+1?", "result": "2", "answer": "two"}) + "\n")
+    seen = []
+
+    def record(_model, _tokenizer, examples, **_settings):
+        seen.extend(examples)
+        return {"n": 1, "per_example": []}
+
+    monkeypatch.setattr(evaluation, "evaluate", record)
+    for columns in (
+        "prompt=task_text,answer=result",
+        '{"prompt": "task_text", "answer": "result"}',
+    ):
+        status, *_ = evaluate("--dataset", str(data), "--dataset-columns", columns)
+        assert status == 0
+        example = seen.pop()
+        assert (example.prompt[-1]["content"], example.answer) == ("1+1?", "2")
+    for columns, part in (
+        ("prompt=task_txt", "there is no column 'task_txt' for `prompt`"),
+        ("promt=task_text", "unknown field 'promt'"),
+        ("prompt", "--dataset-columns: expected key=value, got 'prompt'"),
+    ):
+        status, _, err = evaluate("--dataset", str(data), "--dataset-columns", columns)
+        assert status == 2
+        assert part in err
+    status, _, err = evaluate("--dataset", "reasoning-gym:chain_sum", "--dataset-columns", "id=x")
+    assert status == 2
+    assert "not for gym" in err
+
+
 def test_settings_of_a_context():
     context = parse_context("sibling_solution(choose = shortest, allow_self=true)")
     assert context.name == "sibling_solution"
