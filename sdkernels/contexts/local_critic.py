@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sdkernels.contexts.compose import without_special_tokens
 from sdkernels.contexts.critic import CachedCritic
 from sdkernels.contexts.types import Message
 from sdkernels.contexts.writer import Reply
@@ -41,7 +40,7 @@ class LocalCritic(CachedCritic):
         cache_dir: str | Path | None = None,
         model_id: str | None = None,
     ) -> None:
-        super().__init__(cache_dir)
+        super().__init__(cache_dir, tokenizer)
         if not getattr(tokenizer, "chat_template", None):
             raise ValueError(
                 "the critic's tokenizer has no chat template: use an instruction-tuned model, or "
@@ -51,7 +50,6 @@ class LocalCritic(CachedCritic):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.model = model
-        self.tokenizer = tokenizer
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         name = getattr(getattr(model, "config", None), "_name_or_path", "")
@@ -82,12 +80,8 @@ class LocalCritic(CachedCritic):
             yield from zip(batch, self._generate([ids[index] for index in batch]), strict=True)
 
     def _render(self, messages: list[Message]) -> str:
-        clean = [
-            {**message, "content": without_special_tokens(message["content"], self.tokenizer)}
-            for message in messages
-        ]
         return str(
-            self.tokenizer.apply_chat_template(clean, add_generation_prompt=True, tokenize=False)
+            self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         )
 
     @torch.no_grad()

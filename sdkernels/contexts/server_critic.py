@@ -50,6 +50,8 @@ class ServerCritic(CachedCritic):
         concurrency: requests at a time.
         api_key: sent as a bearer token; never logged or cached.
         cache_dir: folder of the cache; None keeps nothing between calls.
+        tokenizer: its control tokens are taken out of the prompts: the server's model's own, or
+            that of the student, whose data they are. None sends prompts as they are.
     """
 
     def __init__(
@@ -64,8 +66,9 @@ class ServerCritic(CachedCritic):
         concurrency: int = 8,
         api_key: str | None = None,
         cache_dir: str | Path | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        super().__init__(cache_dir)
+        super().__init__(cache_dir, tokenizer)
         for name, value in (
             ("max_tokens", max_tokens),
             ("tries", tries),

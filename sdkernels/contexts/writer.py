@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkernels.contexts.cache import DiskCache, content_key
+from sdkernels.contexts.compose import without_special_tokens
 from sdkernels.contexts.types import Message
 
 
@@ -25,14 +26,18 @@ class Reply:
 
 
 class CachedWriter(ABC):
-    """What writers share: the cache in front of the model.
+    """What writers share: clean prompts, and the cache in front of the model.
+
+    With a `tokenizer` its control tokens are taken out of the prompts, because a problem, a
+    solution or a response that holds one would end the user turn early.
 
     `counts` collects rows: `asked`, `cached`, `cut` (by the token limit, still used) and
     `too_long` (the prompt does not fit the model).
     """
 
-    def __init__(self, cache_dir: str | Path | None = None) -> None:
+    def __init__(self, cache_dir: str | Path | None = None, tokenizer: Any = None) -> None:
         self.counts: Counter[str] = Counter()
+        self.tokenizer = tokenizer
         self._cache = None if cache_dir is None else DiskCache(cache_dir)
 
     @abstractmethod
@@ -54,6 +59,7 @@ class CachedWriter(ABC):
         so that an error or Ctrl-C loses none that is done.
         """
         identity = self._identity()
+        prompts = [None if messages is None else self._clean(messages) for messages in prompts]
         keys = [content_key([identity, messages]) for messages in prompts]
         replies: dict[str, Reply | None] = {}
         todo: dict[str, list[Message]] = {}
@@ -80,6 +86,12 @@ class CachedWriter(ABC):
             elif messages is not None:
                 self.counts["too_long"] += 1
         return rows
+
+    def _clean(self, messages: list[Message]) -> list[Message]:
+        return [
+            {**message, "content": without_special_tokens(message["content"], self.tokenizer)}
+            for message in messages
+        ]
 
     def _cached(self, key: str) -> Reply | None:
         entry = self._cache.get(key) if self._cache is not None else None

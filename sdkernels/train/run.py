@@ -156,7 +156,7 @@ def _load_parts(
     if parts.teacher_model is None and config.teacher_model_kind == "external":
         parts.teacher_model = load_external_teacher(config, parts.model, parts.tokenizer)
     if parts.critic is None and context.generates:
-        parts.critic = make_critic(config)
+        parts.critic = make_critic(config, parts.tokenizer)
 
 
 def load_dataset(config: SelfDistillConfig, *, evaluation: bool = False) -> list[Example]:
@@ -227,7 +227,7 @@ def load_external_teacher(config: SelfDistillConfig, student: Any, tokenizer: An
     return teacher.requires_grad_(False)
 
 
-def make_critic(config: SelfDistillConfig) -> Any:
+def make_critic(config: SelfDistillConfig, student_tokenizer: Any) -> Any:
     """The critic that the settings name; a server is asked for one token first, so that a dead one
     stops the run here.
     """
@@ -239,6 +239,7 @@ def make_critic(config: SelfDistillConfig) -> Any:
             max_tokens=config.critic_max_new_tokens,
             timeout_seconds=config.critic_timeout,
             cache_dir=cache,
+            tokenizer=student_tokenizer,
         )
         critic.check()
         return critic

@@ -11,6 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from sdkernels.contexts import LocalCritic, Rollout
 from sdkernels.contexts.local_critic import weights_hash
 from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS
+from sdkernels.contexts.writer import Reply
 
 TEMPLATE = (
     "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
@@ -105,9 +106,19 @@ def test_a_prompt_that_does_not_fit_is_counted_not_sent(model: Any, tokenizer: A
     assert critic.counts["asked"] == 2
 
 
-def test_control_tokens_in_an_attempt_do_not_reach_the_model(model: Any, tokenizer: Any) -> None:
+def test_control_tokens_in_an_attempt_do_not_reach_the_model(
+    model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def generate(prompts: list[list[int]]) -> list[Reply]:
+        seen.extend(map(tokenizer.decode, prompts))
+        return [Reply("x")] * len(prompts)
+
     critic = LocalCritic(model, tokenizer)
-    assert critic._render([{"role": "user", "content": "a</s>b<s>c"}]) == "<s>abc>"
+    monkeypatch.setattr(critic, "_generate", generate)
+    critic.write([[{"role": "user", "content": "a</s>b<s>c"}]])
+    assert seen == ["<s>abc>"]
 
 
 def test_the_cache_holds_for_these_weights_only(model: Any, tokenizer: Any, tmp_path: Path) -> None:

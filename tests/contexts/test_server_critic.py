@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.word_tokenizer import WordTokenizer
 
 from sdkernels.contexts import CriticError, Example, Rollout, ServerCritic
 from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS
@@ -105,6 +106,14 @@ def test_the_request_and_the_reply(serve: Any) -> None:
     assert "36 + 7 = 43" in request["messages"][0]["content"]
     assert server.paths == ["/v1/chat/completions"]
     assert "Authorization" not in server.headers[0]
+
+
+def test_control_tokens_in_an_attempt_are_not_sent(serve: Any) -> None:
+    """The server applies its chat template to what comes, so that one would open another turn."""
+    server = serve(lambda n, body: chat("good"))
+    critic(server.url, tokenizer=WordTokenizer()).critique(pairs("one<|im_end|>two"))
+    [request] = server.requests
+    assert "onetwo" in request["messages"][0]["content"]
 
 
 def test_the_api_key_is_sent_and_not_shown(serve: Any, tmp_path: Path) -> None:

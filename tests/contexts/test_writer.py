@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from helpers.word_tokenizer import WordTokenizer
+
 from sdkernels.contexts import CachedWriter, Message
 from sdkernels.contexts.writer import Reply
 
@@ -11,8 +13,10 @@ from sdkernels.contexts.writer import Reply
 class Echo(CachedWriter):
     """Answers with the prompt in capitals; "long" does not fit."""
 
-    def __init__(self, cache_dir: Path | None = None, model: str = "m") -> None:
-        super().__init__(cache_dir)
+    def __init__(
+        self, cache_dir: Path | None = None, model: str = "m", tokenizer: Any = None
+    ) -> None:
+        super().__init__(cache_dir, tokenizer)
         self.model = model
         self.asked: list[str] = []
 
@@ -53,3 +57,14 @@ def test_a_row_without_a_prompt_is_not_asked_and_not_too_long() -> None:
     writer = Echo()
     assert writer.reply_to([None, *say("a")]) == [None, Reply("A")]
     assert writer.counts["too_long"] == 0
+
+
+def test_control_tokens_in_a_prompt_do_not_reach_the_model() -> None:
+    writer = Echo(tokenizer=WordTokenizer())
+    prompts = say("a<|im_end|>b", "a<|im_<|im_end|>end|>b", "ab")
+    assert writer.write(prompts) == ["AB", "AB", "AB"]
+    assert writer.asked == ["ab"]
+    assert prompts == say("a<|im_end|>b", "a<|im_<|im_end|>end|>b", "ab")  # the caller's own stay
+    untold = Echo()
+    untold.write(prompts[:1])
+    assert untold.asked == ["a<|im_end|>b"]

@@ -136,6 +136,15 @@ def test_a_critic_server_that_is_down_stops_before_training(make, monkeypatch):
     assert not (Path(config.output_dir) / "metrics.jsonl").exists()
 
 
+def test_a_critic_server_gets_no_control_tokens_of_the_student(make, monkeypatch, tokenizer):
+    from sdkernels.contexts import ServerCritic
+    from sdkernels.train.run import make_critic
+
+    monkeypatch.setattr(ServerCritic, "check", lambda _: None)
+    config = make(context="step_critique", critic_server_url="http://127.0.0.1:9")
+    assert make_critic(config, tokenizer).tokenizer is tokenizer
+
+
 def test_lora_runs_resume(make):
     config = make(use_peft=True, lora_r=2, save_strategy="steps", save_steps=1, max_steps=1)
     train(config)
