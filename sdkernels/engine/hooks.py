@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-# They gather and free shards, move tensors between devices, cast them, or switch off the offloading
-# of activations: what is computed stays the same.
-HARMLESS = ("torch.distributed", "deepspeed", "accelerate", "trl.models.activation_offloading")
+# They gather and free shards, move tensors between devices, cast them (TRL's cast_lm_head_to_fp32),
+# or switch off the offloading of activations: what is computed stays the same.
+HARMLESS = ("torch.distributed", "deepspeed", "accelerate", "trl")
 
 KINDS = {
     "_forward_pre_hooks": "a forward pre-hook",
@@ -50,7 +50,9 @@ def _refuse_forward(module: nn.Module) -> None:
                     "loads it when the layer is called, which the engine does not do; give the "
                     "output projection a device in device_map="
                 )
-    if forward is not None and getattr(forward, "__func__", None) is not type(module).forward:
+    if forward is None or getattr(forward, "__func__", None) is type(module).forward:
+        return
+    if not _is_harmless(forward):
         raise TypeError(_message(module, f"a forward of its own ({_name(forward)})"))
 
 

@@ -79,6 +79,8 @@ def test_a_forward_of_the_layers_own_is_refused() -> None:
     layer.forward = lambda x: 3 * nn.Linear.forward(layer, x)
     with pytest.raises(TypeError, match=r"Linear has a forward of its own .*lambda"):
         refuse_hooks(layer)
+    layer.forward = of_torch("trl.trainer.grpo_trainer", layer.forward)
+    refuse_hooks(layer)
 
 
 def test_accelerate_may_move_and_cast_but_not_offload() -> None:

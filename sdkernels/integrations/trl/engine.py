@@ -9,6 +9,7 @@ from sdkernels.integrations.deferred import innermost
 from sdkernels.integrations.trl.jsd import GKDEngine, GOLDEngine
 from sdkernels.integrations.trl.self_distillation import SDFTEngine, SDPOEngine
 from sdkernels.integrations.trl.tiled import DistillationEngine, GRPOEngine
+from sdkernels.integrations.trl.watch import WatchedLoss
 from sdkernels.integrations.undo import Undo
 
 SUPPORTED_TRL = "1.16"
@@ -39,6 +40,9 @@ def use_engine(trainer: Any) -> Undo:
             or of a quantised layer.
         ValueError: an option of the trainer that the engine can't honour; the message names it and
             what to do.
+
+    The first loss raises a TypeError if a subclass overrides a method with code that does not come
+    to the engine.
     """
     _check_version()
     cls = type(trainer)
@@ -52,7 +56,7 @@ def use_engine(trainer: Any) -> Undo:
 
     # The name stays: TRL derives file and metric names from the class.
     body = {"__module__": cls.__module__, "__doc__": cls.__doc__, "_before_engine": cls}
-    patched = type(cls.__name__, (engine, cls), body)
+    patched = type(cls.__name__, (WatchedLoss, engine, cls), body)
     trainer.__class__ = patched
 
     def restore() -> None:

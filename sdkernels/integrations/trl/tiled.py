@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sdkernels.engine import HiddenTeacher, LMHead, token_loss
 from sdkernels.engine.heads import is_dtensor
+from sdkernels.integrations.trl.watch import reached
 from sdkernels.integrations.undo import swapped
 from sdkernels.ops import linear_logprob
 from sdkernels.recipes.divergence import divergence, engine_keywords
@@ -67,6 +68,7 @@ class _EngineLogProb:
         outputs: tuple[str, ...],
     ) -> tuple[Tensor | None, ...]:
         """(log-probs, entropy or None, None, None, None); `chunk_size` is the engine's business."""
+        reached()
         beyond = set(outputs) - {"log_probs", "entropy"}
         if beyond:
             raise ValueError(f"outputs: the engine gives log_probs and entropy, not {beyond}")
@@ -127,6 +129,7 @@ def _divergence_loss(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, sum of the student's entropies, number of tokens), signature as in TRL."""
+    reached()
     keep_BL = mask_BL != 0
     student_hidden_BLD, student_weight_VD, student_bias_V = _as_computed(
         student_hidden_BLD, student_weight_VD, student_lm_head_bias

@@ -38,6 +38,13 @@ def test_grpo_on_models_that_transform_their_logits(tmp_path: Path, family: str)
     runs.compare(lambda: runs.grpo(tmp_path, tiny_causal_lm(family)), **FLOAT32)
 
 
+def test_grpo_with_its_head_in_float32(tmp_path: Path) -> None:
+    """TRL gives the head a `forward` of its own that casts; its tiles read the weight, as we do."""
+    runs.compare(
+        lambda: runs.grpo(tmp_path, tiny_causal_lm().float(), cast_lm_head_to_fp32=True), **FLOAT32
+    )
+
+
 def test_other_outputs_are_refused() -> None:
     hidden, weight, ids = torch.randn(3, 4), torch.randn(5, 4), torch.arange(3)
     with pytest.raises(ValueError, match="is_top1"):
