@@ -81,11 +81,11 @@ def build_problem(
     # Chunks must be the same on every rank, so they are planned for the widest slice.
     columns = head.vocab if head.shard is None else head.shard.widest
     columns = slab_columns(columns) if rows.name == "triton" else columns
-    if debug and head.shard is not None:
+    if check and head.shard is not None:
         check_same_everywhere(
             head.shard,
-            hidden,
-            {"targets": ids_NK, "mask": kept_N},
+            {"hidden": hidden, "head.weight": head.weight, "head.bias": head.bias},
+            {"hidden": hidden, "targets": ids_NK, "mask": kept_N} if debug else {},
             {"chunk_bytes": budget_bytes, "temperature": temperature},
         )
     return Problem(

@@ -74,7 +74,7 @@ class LMHead:
         if group is None and vocab_offset is None:
             check_valid_vocab(valid_vocab, vocab)
         else:
-            self.shard = vocab_shard(weight, valid_vocab, group, vocab_offset)
+            self.shard = vocab_shard(weight, bias, valid_vocab, group, vocab_offset)
         self.weight = weight
         self.bias = bias
         self.scale = float(scale)

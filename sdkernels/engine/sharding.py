@@ -18,13 +18,18 @@ from sdkernels.rows.shard import VocabShard, gather
 
 
 def vocab_shard(
-    weight: Tensor, valid_vocab: int | None, group: Any, vocab_offset: int | None
+    weight: Tensor,
+    bias: Tensor | None,
+    valid_vocab: int | None,
+    group: Any,
+    vocab_offset: int | None,
 ) -> VocabShard:
     """The slice of this process, after all of them have told each other what they hold.
 
     Raises:
         ValueError: one of `group` and `vocab_offset` without the other, no such group here, slices
-            that overlap or leave a gap, other hidden sizes, or a slice of padding only.
+            that overlap or leave a gap, other hidden sizes, some trainable and others frozen, or a
+            slice of padding only.
     """
     rows = weight.shape[0]
     if group is None:
@@ -42,9 +47,12 @@ def vocab_shard(
             f"vocab_offset={vocab_offset!r} with group=: expected the vocabulary id of the first "
             f"of this rank's {rows} rows, a whole number from 0"
         )
-    mine = [vocab_offset, rows, weight.shape[1], default_chunk_bytes(weight.device)]
-    mine.append(-1 if valid_vocab is None else valid_vocab)
-    held = gather(torch.tensor(mine, device=weight.device), group).tolist()
+    mine = [_trains(weight), _trains(bias), vocab_offset, rows, weight.shape[1]]
+    mine += [default_chunk_bytes(weight.device), -1 if valid_vocab is None else valid_vocab]
+    told = gather(torch.tensor(mine, device=weight.device), group).tolist()
+    for name, trains in (("weight", [row[0] for row in told]), ("bias", [row[1] for row in told])):
+        _check_trains(name, trains)
+    held = [row[2:] for row in told]
     total = _check_cover([(offset, offset + count) for offset, count, *_ in held])
     if len({size for _, _, size, *_ in held}) > 1:
         raise ValueError(
@@ -72,6 +80,15 @@ def vocab_shard(
     return VocabShard(group, vocab_offset, sizes, total, min(row[3] for row in held))
 
 
+def _check_trains(name: str, trains: list[int]) -> None:
+    if len(set(trains)) > 1:
+        raise ValueError(
+            f"{name}.requires_grad by rank is {list(map(bool, trains))}: a backward pass would "
+            "wait for ever, since some ranks take part in it and others don't; train or freeze the "
+            "head on all of them"
+        )
+
+
 def _check_cover(ranges: list[tuple[int, int]]) -> int:
     """The number of entries that the ranges cover, each once."""
     end = 0
@@ -84,26 +101,27 @@ def _check_cover(ranges: list[tuple[int, int]]) -> int:
 
 
 def check_same_everywhere(
-    shard: VocabShard, hidden: Tensor, tensors: dict[str, Tensor | None], settings: dict[str, float]
+    shard: VocabShard,
+    sources: dict[str, Tensor | None],
+    tensors: dict[str, Tensor | None],
+    settings: dict[str, float],
 ) -> None:
-    """Raise on every rank if what must be the same on all of them is not; costs a copy of `hidden`
-    in float64 and a synchronisation.
+    """Raise on every rank if what must be the same on all of them is not; costs a synchronisation.
+
+    Args:
+        sources: what may get a gradient, which decides on the collectives of a backward pass, so
+            that ranks that differ would wait for one another.
+        tensors: compared by value, at the price of a copy in float64.
+        settings: numbers.
     """
-    flat = hidden.detach().reshape(-1).double()
     numbers = {
-        "hidden": float(flat.sum()),
-        "hidden (absolute values)": float(flat.abs().sum()),
-        "hidden.requires_grad": float(hidden.requires_grad and torch.is_grad_enabled()),
-        **settings,
+        f"{name}.requires_grad": float(torch.is_grad_enabled() and _trains(tensor))
+        for name, tensor in sources.items()
     }
-    for name, tensor in tensors.items():
-        numbers[name] = -1.0
-        if tensor is not None and tensor.numel():
-            values = tensor.reshape(-1).double()
-            # Weighted, so that another order shows.
-            places = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
-            numbers[name] = float((values * places).sum())
-    mine = torch.tensor(list(numbers.values()), dtype=torch.float64, device=hidden.device)
+    numbers |= settings
+    numbers |= {name: _fingerprint(tensor) for name, tensor in tensors.items()}
+    device = next(tensor.device for tensor in sources.values() if tensor is not None)
+    mine = torch.tensor(list(numbers.values()), dtype=torch.float64, device=device)
     every_WN = gather(mine, shard.group)
     # NaN is not equal to itself, and a NaN everywhere is no difference.
     same_N = (every_WN.nan_to_num(0.0) == every_WN[0].nan_to_num(0.0)).all(0)
@@ -111,5 +129,18 @@ def check_same_everywhere(
     if wrong:
         raise ValueError(
             f"{', '.join(wrong)}: not the same on all ranks of the head's group; every rank must "
-            "pass the same tokens and settings"
+            "pass the same tokens and settings, and train or freeze the same tensors"
         )
+
+
+def _trains(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+def _fingerprint(tensor: Tensor | None) -> float:
+    if tensor is None or not tensor.numel():
+        return -1.0
+    values = tensor.detach().reshape(-1).double()
+    # Weighted, so that another order shows.
+    places = torch.arange(1, len(values) + 1, device=values.device, dtype=values.dtype)
+    return float((values * places).sum())

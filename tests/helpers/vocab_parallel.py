@@ -272,7 +272,9 @@ def check_recipe(rank: int, world: int, name: str) -> None:
 
 
 def check_collectives(rank: int, world: int) -> None:
-    """One gather a chunk, one more for JSD, one sum for the hidden gradient; no others."""
+    """One gather a chunk and one sum for the hidden gradient; besides the gather of the check that
+    all ranks train the same, which CPU calls make.
+    """
     counted: list[str] = []
     problem = World(rank, world, torch.float64, {**PLAIN, "chunk_bytes": 16_000})
     leaves = problem.leaves(True)
@@ -299,7 +301,7 @@ def check_collectives(rank: int, world: int) -> None:
         dist.all_gather_into_tensor, dist.all_reduce = gather, add
         sys.modules["sdkernels.engine.token_loss"].build_problem = build  # type: ignore[attr-defined]
     assert chunks[0] > 1
-    assert counted == ["gather", "sum"] * chunks[0], (chunks, counted)
+    assert counted == ["gather"] + ["gather", "sum"] * chunks[0], (chunks, counted)
 
 
 def check_errors(rank: int, world: int) -> None:
@@ -334,21 +336,40 @@ def check_errors(rank: int, world: int) -> None:
         "from 1 to V = 41",
         lambda: sd.LMHead(weight, group=group, vocab_offset=bounds[rank], valid_vocab=99),
     )
+    flags = str([other == 1 for other in range(world)])
+    refused(
+        re.escape(f"weight.requires_grad by rank is {flags}"),
+        lambda: sd.LMHead(
+            weight.clone().requires_grad_(rank == 1), group=group, vocab_offset=bounds[rank]
+        ),
+    )
+    bias = torch.zeros(rows, requires_grad=True) if rank == 1 else None
+    refused(
+        re.escape(f"bias.requires_grad by rank is {flags}"),
+        lambda: sd.LMHead(weight, bias, group=group, vocab_offset=bounds[rank]),
+    )
     head = sd.LMHead(weight, group=group, vocab_offset=bounds[rank])
+    thawed = sd.LMHead(weight.clone(), group=group, vocab_offset=bounds[rank])
+    thawed.weight.requires_grad_(rank == 1)
+    refused(r"^head.weight.requires_grad: not", lambda: sd.token_stats(torch.ones(3, D), thawed))
     assert "slices" in repr(head)
     hidden, same = torch.randn(3, D), torch.ones(3, D)
     torch.manual_seed(rank)
     other = torch.randn(3, D)
-    refused(
-        r"^hidden, .*not the same on all ranks", lambda: sd.token_stats(other, head, debug=True)
-    )
+    refused("^hidden: not the same on all ranks", lambda: sd.token_stats(other, head, debug=True))
     refused(
         "^targets: not the same",
         lambda: sd.token_stats(same, head, debug=True, targets=torch.arange(3) * rank),
     )
+    mine = same.clone().requires_grad_(rank == 0)
+    for debug in (True, False):
+        refused(r"^hidden.requires_grad: not", lambda d=debug: sd.token_stats(mine, head, debug=d))
     refused(
         r"^hidden.requires_grad: not",
-        lambda: sd.token_stats(same.clone().requires_grad_(rank == 0), head, debug=True),
+        lambda: sd.token_loss(mine, head, lambda s, tok: s.entropy),
+    )
+    refused(
+        r"^chunk_bytes: not the same", lambda: sd.token_stats(same, head, chunk_bytes=9999 + rank)
     )
     sd.token_stats(same, head, debug=True, targets=torch.arange(3))
     refused(
