@@ -63,7 +63,7 @@ def accuracy(runs: Sequence[Run]) -> str:
     return (
         '<p class="foot"><span class="open-dot"></span> before '
         '<span class="full-dot"></span> after '
-        f"training; bars are 95 % bootstrap intervals{_sample_sizes(runs)}.</p>"
+        f"training; bars are 95 % intervals{_sample_sizes(runs)}.</p>"
         f'<ul class="forest">{"".join(rows)}<li class="axis"><span class="who">Accuracy</span>'
         f'<span class="tracks">{axis}</span></li></ul>'
     )

@@ -38,8 +38,9 @@ GLOSSARY = (
      "ask."),
     ("Accuracy before, after",
      "Share of verified correct answers in an evaluation before and after training. The range "
-     "under it is a 95 % bootstrap interval: were the evaluation repeated on other prompts, it "
-     "would mostly fall there."),
+     "under it is a 95 % interval (bootstrap over problems; Wilson's score interval where all "
+     "problems score the same, which leaves nothing to resample): were the evaluation repeated "
+     "on other prompts, it would mostly fall there."),
     ("Loss",
      "The quantity that training lowers. Recipes define it differently, so the losses of two "
      "conditions do not compare."),

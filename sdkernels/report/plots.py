@@ -235,9 +235,7 @@ def _accuracy(runs: Sequence[Run]) -> Any:
                 markeredgecolor=colour,
             )
     axes.set_xlim(left=0)
-    axes.set_xlabel(
-        "accuracy, % (hollow: before training, filled: after; bars: 95 % bootstrap intervals)"
-    )
+    axes.set_xlabel("accuracy, % (hollow: before training, filled: after; bars: 95 % intervals)")
     return figure
 
 

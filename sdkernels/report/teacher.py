@@ -104,7 +104,7 @@ def _cell(column: Column, entry: Mapping[str, Any]) -> Cell:
         why = "the context had nothing to say for any problem" if silent else "was not recorded"
         return Cell(DASH, "missing", why)
     if column.interval and as_number(entry.get("n")) == 1:
-        return Cell(cell.shown, extra=_ONE)  # an interval would be that of resampling one number
+        return Cell(cell.shown, extra=_ONE)  # it says little about any other
     return cell
 
 

@@ -1,7 +1,7 @@
 """Evaluate a model on problems with answers: accuracy, length, markers, entropy, with intervals.
 
 Avg@k is the mean over the k answers of a problem, Pass@k the unbiased chance that one of k is
-right, Maj@k whether the most frequent one is. Intervals are bootstrapped over problems.
+right, Maj@k whether the most frequent one is. Intervals are over problems.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from sdkernels.train.rollout import (
     derived_seed,
 )
 from sdkernels.train.statistics import (
-    bootstrap_interval,
     majority_correct,
     paired_difference,
     pass_at_k,
+    share_interval,
 )
 from sdkernels.train.verify import Verdict, kind_of, verify, vote_key
 
@@ -186,7 +186,7 @@ def score_answers(
     return {
         "n": len(examples),
         "accuracy": sum(accuracy) / len(accuracy),
-        "accuracy_ci": list(bootstrap_interval(accuracy, seed=seed)),
+        "accuracy_ci": list(share_interval(accuracy, seed=seed)),
         "completion_length": sum(lengths) / len(lengths),
         "truncated_share": sum(sample.truncated for sample in samples) / len(samples),
         "markers_per_1k": markers.per_1k_tokens,

@@ -1,4 +1,4 @@
-"""Estimators over sampled answers: Pass@k, Maj@k, and bootstrap intervals.
+"""Estimators over sampled answers: Pass@k, Maj@k, and intervals.
 
 All work on per-problem numbers, because problems are what is sampled from: resampling single
 answers would treat the k answers to one problem as k problems and give intervals that are too
@@ -10,10 +10,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
 RESAMPLES = 2000
+PICKS_AT_ONCE = 2**20  # 8 MiB of indices, whatever the number of problems
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -60,15 +62,52 @@ def bootstrap_interval(
     Raises:
         ValueError: no values, or a level outside (0, 1).
     """
+    _check(values, level)
+    array = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    # In blocks, which draw the same numbers as one draw of all would.
+    rows = max(1, PICKS_AT_ONCE // len(array))
+    means = np.empty(resamples)
+    for start in range(0, resamples, rows):
+        stop = min(start + rows, resamples)
+        picks = generator.integers(0, len(array), size=(stop - start, len(array)))
+        means[start:stop] = array[picks].mean(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def share_interval(
+    shares: Sequence[float], *, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Interval of the mean of shares, one for each problem: `bootstrap_interval`, or Wilson's.
+
+    Where all problems have the same share, every resample is equal, and the bootstrap would call
+    0 right of 8 as sure as 0 right of 8000. Wilson's score interval (JASA 22, 1927) for that share
+    among as many trials as there are problems then says what so few can: 0 of n gives
+    [0, z^2 / (n + z^2)]. It takes the answers to one problem for one, as no spread tells more.
+
+    Raises:
+        ValueError: no shares, one outside [0, 1], or a level outside (0, 1).
+    """
+    _check(shares, level)
+    least, most = min(shares), max(shares)
+    if not (least >= 0 and most <= 1):
+        raise ValueError(f"shares from {least} to {most}: expected numbers from 0 to 1")
+    if least < most:
+        return bootstrap_interval(shares, seed=seed, level=level)
+    n, share = len(shares), float(least)
+    z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
+    # At the ends one bound is the share itself, but for its rounding.
+    return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
+
+
+def _check(values: Sequence[float], level: float) -> None:
     if not len(values):
         raise ValueError("values is empty: an interval needs at least one problem")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: expected a number between 0 and 1")
-    array = np.asarray(values, dtype=np.float64)
-    generator = np.random.default_rng(seed)
-    picks = generator.integers(0, len(array), size=(resamples, len(array)))
-    low, high = np.quantile(array[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def paired_difference(

@@ -69,6 +69,14 @@ def test_scores(run):
     assert set(headline(result)) == set(result) - {"per_example"}
 
 
+def test_no_right_answer_is_not_a_certain_zero(run):
+    problems = [problem(str(i), "3") for i in range(4)]
+    result = run(problems, [["Answer: 4", "Answer: 5"]] * 4)
+    assert result["accuracy"] == 0.0
+    # Wilson's interval of 0 of 4 problems, not of 0 of 8 answers.
+    assert result["accuracy_ci"] == [0.0, pytest.approx(0.4899, abs=1e-4)]
+
+
 def test_markers_as_published_and_by_whole_words(run):
     result = run([problem("a", "3")], [["wait, unlikely", "checked: Answer: 3"]])
     words, published = result["markers"], result["markers_published"]

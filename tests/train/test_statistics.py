@@ -1,17 +1,20 @@
-"""Pass@k, Maj@k and bootstrap intervals."""
+"""Pass@k, Maj@k and intervals."""
 
 from __future__ import annotations
 
 import itertools
 import random
+import tracemalloc
 
 import pytest
 
+from sdkernels.train import statistics
 from sdkernels.train.statistics import (
     bootstrap_interval,
     majority_correct,
     paired_difference,
     pass_at_k,
+    share_interval,
 )
 
 
@@ -63,6 +66,47 @@ def test_bootstrap_is_seeded_and_exact_without_spread():
         bootstrap_interval([])
     with pytest.raises(ValueError, match="level"):
         bootstrap_interval([1.0], level=1.0)
+
+
+def test_bootstrap_in_blocks_is_the_bootstrap_at_once(monkeypatch):
+    values = [i % 7 / 7 for i in range(101)]
+    once = bootstrap_interval(values, seed=5)
+    for picks in (1, 101 * 3, 101 * 1999):  # one resample at a time, blocks that do and do not fit
+        monkeypatch.setattr(statistics, "PICKS_AT_ONCE", picks)
+        assert bootstrap_interval(values, seed=5) == once
+
+
+def test_bootstrap_memory_does_not_grow_with_the_problems():
+    values = [0.0, 1.0] * 10_000
+    tracemalloc.start()
+    bootstrap_interval(values, resamples=200)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    at_once = 2 * 8 * 200 * len(values)  # indices and picked values
+    assert peak_bytes < 3 * 8 * statistics.PICKS_AT_ONCE < at_once
+
+
+def test_all_wrong_and_all_right_are_not_certain():
+    for n in (1, 8, 32):
+        low, high = share_interval([0.0] * n)
+        assert (low, high) == (0.0, pytest.approx(3.8415 / (n + 3.8415), rel=1e-4))
+        assert share_interval([1.0] * n) == (pytest.approx(1 - high), 1.0)
+    # 10 of 20 by Wilson, tabulated: .299 to .701.
+    assert share_interval([0.5] * 20) == (
+        pytest.approx(0.2993, abs=1e-4),
+        pytest.approx(0.7007, abs=1e-4),
+    )
+    assert share_interval([0.0] * 8, level=0.5)[1] < share_interval([0.0] * 8)[1]
+
+
+def test_shares_that_differ_are_bootstrapped():
+    values = [0.0, 1.0, 0.5, 0.25]
+    assert share_interval(values, seed=3) == bootstrap_interval(values, seed=3)
+    for wrong in ([0.5, 1.5], [-0.1, 0.2], [-1.0]):
+        with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
+            share_interval(wrong)
+    with pytest.raises(ValueError, match="empty"):
+        share_interval([])
 
 
 def test_paired_difference_sees_what_two_intervals_do_not():
