@@ -8,6 +8,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,9 @@ class StepMetrics:
         A name of `LISTS` is a list of 10 with None where a decile had no entry, and None where
         none had.
         """
-        names = [*MEANS, *SUMS, *(f"{name} {at}" for name in LISTS for at in range(DECILES))]
-        table = [_scalars(self._total, name) + _scalars(self._count, name) for name in names]
-        merged = torch.tensor(table, dtype=torch.float64)
+        entries = [(name, 0) for name in (*MEANS, *SUMS)]
+        entries += [(name, at) for name in LISTS for at in range(DECILES)]
+        merged = torch.tensor(self._on_host(entries), dtype=torch.float64)
         if accelerator.num_processes > 1:
             # Not every device has float64; counts stay exact in float32 up to 2^24, sums are for
             # reading.
@@ -114,25 +115,36 @@ class StepMetrics:
             )
         self._total.clear()
         self._count.clear()
-        sums = dict(zip(names, merged.tolist(), strict=True))
-        values: dict[str, Any] = {
-            name: total if name in SUMS else _mean(total, count)
-            for name, (total, count) in sums.items()
-            if " " not in name
-        }
+        sums = dict(zip(entries, merged.tolist(), strict=True))
+        values: dict[str, Any] = {name: _mean(*sums[name, 0]) for name in MEANS}
+        values |= {name: sums[name, 0][0] for name in SUMS}
         for name in LISTS:
-            means = [_mean(*sums[f"{name} {at}"]) for at in range(DECILES)]
+            means = [_mean(*sums[name, at]) for at in range(DECILES)]
             values[name] = None if all(mean is None for mean in means) else means
         return values
 
+    def _on_host(self, entries: list[tuple[str, int]]) -> list[list[float]]:
+        """Total and count of each (name, place in its list), 0 where nothing was added.
 
-def _scalars(sums: dict[str, Tensor | float], name: str) -> list[float]:
-    """The entry of `name`, or that of a decile of a list (`"name 3"`)."""
-    key, _, at = name.partition(" ")
-    value = sums.get(key, 0.0)
-    if at and isinstance(value, Tensor):
-        value = value[int(at)]
-    return [float(value)]
+        Tensors of one dtype and device come in one copy, because every copy waits for the device.
+        """
+        tables = (self._total, self._count)
+        numbers: dict[tuple[int, str], list[float]] = {}
+        stacks: dict[Any, list[tuple[tuple[int, str], Tensor]]] = defaultdict(list)
+        for side, table in enumerate(tables):
+            for name, value in table.items():
+                if isinstance(value, Tensor):
+                    stacks[value.dtype, value.device].append(((side, name), value.reshape(-1)))
+                else:
+                    numbers[side, name] = [value]
+        for stack in stacks.values():
+            found = iter(torch.cat([value for _, value in stack]).tolist())
+            numbers |= {key: list(islice(found, value.numel())) for key, value in stack}
+        nothing = [0.0] * DECILES
+        return [
+            [numbers.get((side, name), nothing)[at] for side in range(len(tables))]
+            for name, at in entries
+        ]
 
 
 def _mean(total: float, count: float) -> float | None:
