@@ -1,6 +1,7 @@
 import struct
 from pathlib import Path
 
+import pytest
 from report.make_fixture import CONDITIONS, make_run, make_study
 
 from sdkernels.report.load import Problems, Run, load_run
@@ -41,6 +42,23 @@ def test_plots_without_numbers_are_not_drawn_and_old_ones_removed(tmp_path: Path
     (tmp_path / "empty").mkdir()
     assert draw(load(tmp_path / "empty"), tmp_path / "plots") == []
     assert list((tmp_path / "plots").iterdir()) == []
+
+
+def test_three_hundred_conditions_are_one_curve_each_and_the_first_sixty_rows(
+    tmp_path: Path,
+) -> None:
+    def run(at: int) -> Run:
+        steps = [{"step": 1, "loss": at / 300, "seconds": {"loss": 1.0}}]
+        summary = {"after": {"accuracy": at / 300, "accuracy_ci": [0.0, 1.0]}}
+        return Run(Path(), "", summary, steps, label=f"c{at}")
+
+    drawn = draw([run(at) for at in range(300)], tmp_path)
+    heights = {path.name: size(path)[1] for path in drawn}
+    # One panel without a legend, which 300 names would make several times as high.
+    assert heights["learning_curves.png"] == pytest.approx(160 * 2.7, abs=1)
+    # Rows of half an inch or less at 160 dots: 300 of them would be four times as high.
+    assert 160 * 60 * 0.36 < heights["time_per_step.png"] < heights["accuracy.png"] < 160 * 60 / 2
+    assert len(heights) == 3
 
 
 def test_hostile_titles_are_drawn_as_text(tmp_path: Path, recwarn) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from report.make_fixture import CONDITIONS, make_run, make_study
 
-from sdkernels.report import build
+from sdkernels.report import build, plots
 from sdkernels.report.study import load_study, model_parameters, plain_note
 
 NAMES = [row[0] for row in CONDITIONS]
@@ -201,7 +201,12 @@ def test_a_run_with_nothing_in_its_files_still_gets_a_page(tmp_path: Path) -> No
     assert "No finished training step was recorded" in page
 
 
-def test_one_step_runs_and_three_hundred_conditions(tmp_path: Path) -> None:
+def test_one_step_runs_and_three_hundred_conditions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the drawing of so many, which is slow and has its own test beside the plots."""
+    drawn: list[int] = []
+    monkeypatch.setattr(plots, "draw", lambda runs, _folder: drawn.append(len(runs)))
     for at in range(300):
         make_run(tmp_path / f"c{at:03}", (f"c{at:03}", f"C {at}", *CONDITIONS[at % 6][2:]), steps=1)
     page = build(tmp_path).read_text(encoding="utf-8")
@@ -209,3 +214,5 @@ def test_one_step_runs_and_three_hundred_conditions(tmp_path: Path) -> None:
     assert conditions.count('<th scope="row">') == 300
     assert "300 conditions" in page
     assert len(page) < 20e6
+    assert drawn == [300]
+    assert len(json.loads((tmp_path / "summary.json").read_text())["conditions"]) == 300
