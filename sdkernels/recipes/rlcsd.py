@@ -18,7 +18,8 @@ from sdkernels.recipes.surrogate import clip_settings, policy_loss
     summary="group advantage plus the tanh-bounded contrast of correct and wrong siblings",
     source="RLCSD 2606.11709; THU-BPM/RLCSD core_algos `rlcsd` (tau .02, beta 1, lambda .5, eta 1, "
     "K 4 wrong siblings, snapshot teacher every 10). Rows without a wrong sibling are dropped: "
-    "their evidence would be infinite",
+    "their evidence would be infinite. So is a lone success, which has no other correct sibling; "
+    "the trainer logs lone_success_share",
     settings={
         "lam": number(0.5, "weight of the contrast", low=0.0),
         "beta": number(1.0, "second weight of the contrast, as in the code", low=0.0),

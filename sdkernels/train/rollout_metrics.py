@@ -64,13 +64,16 @@ def _add_markers(metrics: StepMetrics, rollouts: Sequence[Rollout]) -> None:
 
 def _add_group(metrics: StepMetrics, group: Sequence[Row]) -> None:
     """Groups of which no rollout was verified correct, and groups of which all were: in neither
-    does the verifier prefer any rollout.
+    does the verifier prefer any rollout. And groups with a lone success, which has no correct
+    sibling for a context.
     """
     verdicts = [row.rollout.success for row in group]
     if any(verdict is None for verdict in verdicts):
         return
     metrics.add("failed_group_share", float(not any(verdicts)))
     metrics.add("solved_group_share", float(all(verdicts)))
+    if len(group) > 1:
+        metrics.add("lone_success_share", float(sum(map(bool, verdicts)) == 1))
 
 
 def _add_likeness(metrics: StepMetrics, group: Sequence[Row]) -> None:

@@ -46,6 +46,7 @@ MEANS = (
     "single_token_share",
     "failed_group_share",
     "solved_group_share",
+    "lone_success_share",
     "same_output_share",
     "distinct_answers",
     "markers_per_response",

@@ -219,6 +219,18 @@ def test_groups_without_success_are_skipped_by_rosd(build, make_problems):
     assert metrics["solved_group_share"] == 0.0
 
 
+def test_a_lone_success_is_left_out_by_rlcsd_and_counted(build, make_problems):
+    """It has no other correct sibling for its right side; its wrong siblings have it for theirs."""
+    (first,) = make_problems(1)
+    texts = ["Answer: 3", "Answer: 4", "Answer: 5"]
+    builder, rows, metrics = build(
+        [first], texts, recipe="rlcsd", context="contrastive", num_generations=3
+    )
+    assert [bool(row.any()) for row in builder.mask(rows)] == [False, True, True]
+    assert metrics["lone_success_share"] == 1.0
+    assert metrics["signal_share"] == pytest.approx(2 / 3)
+
+
 def test_solved_groups_and_single_tokens_are_logged(build, make_problems):
     (first,) = make_problems(1)
     _, rows, metrics = build([first], ["Answer: 3", "Answer: 3"], recipe="srpo")

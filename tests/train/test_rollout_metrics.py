@@ -62,6 +62,20 @@ def test_what_does_not_exist_is_none():
     assert taken([row("x", [1])], group_size=1)["same_output_share"] is None
 
 
+def test_groups_by_their_number_of_successes():
+    def group(*verdicts):
+        return [row("3", [1], success=verdict) for verdict in verdicts]
+
+    rows = [*group(True, False), *group(True, True), *group(False, False), *group(False, True)]
+    values = taken(rows, group_size=2)
+    shares = {"failed": 0.25, "solved": 0.25}
+    assert {name: values[f"{name}_group_share"] for name in shares} == shares
+    assert values["lone_success_share"] == 0.5
+    # Alone in its group a success has no siblings to lack; without verdicts there is none.
+    assert taken(group(True), group_size=1)["lone_success_share"] is None
+    assert taken(group(True, None), group_size=2)["lone_success_share"] is None
+
+
 def test_likeness_is_that_within_a_group():
     def answers(*found):
         return [row(a, [ord(a[0])], success=a == "3", extracted=a) for a in found]
