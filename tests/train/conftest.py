@@ -111,3 +111,27 @@ def make_config(tmp_path: Path) -> Callable[..., Any]:
         return SelfDistillConfig(**(settings | changes))
 
     return make
+
+
+@pytest.fixture
+def make_trainer(
+    tokenizer: Any,
+    make_model: Callable[..., Any],
+    make_config: Callable[..., Any],
+    make_problems: Callable[..., list[Example]],
+) -> Callable[..., Any]:
+    """Builds a trainer of a tiny model: `make_trainer(recipe="sdft", rollout=...)`."""
+    from sdkernels.train.trainer import SelfDistillTrainer
+
+    def make(*, model: Any = None, examples: list[Example] | None = None, **changes: Any) -> Any:
+        names = ("teacher_model", "critic", "rollout", "eval_dataset")
+        parts = {name: changes.pop(name) for name in names if name in changes}
+        return SelfDistillTrainer(
+            model if model is not None else make_model(),
+            make_config(**changes),
+            make_problems(8) if examples is None else examples,
+            tokenizer,
+            **parts,
+        )
+
+    return make
