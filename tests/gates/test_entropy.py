@@ -1,5 +1,3 @@
-import dataclasses
-import json
 import math
 from typing import Any
 
@@ -12,9 +10,6 @@ from sdkernels.gates import (
     BoundGate,
     DirectionAdaptive,
     EntropySign,
-    Schmitt,
-    direction,
-    gap_scale,
 )
 
 MASK = torch.ones(3, 16, dtype=torch.bool)
@@ -222,32 +217,6 @@ def test_entropies_are_required(gate: Any) -> None:
         gate.bind(entropies()[0], MASK)
 
 
-def test_thresholds_can_be_repacked() -> None:
-    """Sequences packed into one row: bind first, then move the thresholds along with the tokens."""
-    H_BL = entropies()
-    bound = DirectionAdaptive().bind(H_BL, MASK)
-    packed = dataclasses.replace(bound, tau=bound.tau[MASK], sigma=bound.sigma[MASK])
-    assert torch.equal(directions(packed, H_BL[MASK]), directions(bound, H_BL)[MASK])
-
-
-def test_the_smooth_rule_needs_a_scale() -> None:
-    with pytest.raises(ValueError, match="sigma=None is not accepted by the 'tanh' rule"):
-        direction(torch.ones(2), torch.ones(2), None)
-
-
-def test_sigma_0_marks_no_direction_for_both_rules() -> None:
-    H, tau, sigma = torch.tensor([0.0, 2.0]), torch.ones(2), torch.tensor([0.0, 1.0])
-    assert direction(H, tau, sigma, rule="sign").tolist() == [0.0, -1.0]
-    assert direction(H, tau, sigma, rule="tanh")[0] == 0
-
-
-def test_a_long_batch_has_quantiles() -> None:
-    """torch.quantile refuses more than 16 million elements."""
-    H_BL = torch.arange(17_000_000).remainder(1000).float()[None]
-    bound = EntropySign(quantile=0.25).bind(H_BL, torch.ones_like(H_BL, dtype=torch.bool))
-    assert bound.tau[0, 0].item() == pytest.approx(249.75, abs=1e-2)
-
-
 @pytest.mark.parametrize("gate", [EntropySign(1.9), EntropySign(quantile=0.5), DirectionAdaptive()])
 def test_through_the_engine(gate: Any) -> None:
     """The engine's direction of an unbound gate is the gate's of the exact entropies."""
@@ -262,103 +231,3 @@ def test_through_the_engine(gate: Any) -> None:
     bound = gate.bind(H_BL, mask)
     expected = torch.where(mask, directions(bound, H_BL), 0.0)
     torch.testing.assert_close(stats.direction, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_gap_scale_is_the_mean_size_per_sequence() -> None:
-    gap_BL = torch.where(MASK, torch.randn(3, 16), math.nan)
-    scale_BL = gap_scale(gap_BL, MASK)
-    assert scale_BL.shape == MASK.shape
-    for row in (0, 1):
-        expected = gap_BL[row][MASK[row]].abs().mean() + 1e-6
-        torch.testing.assert_close(scale_BL[row], expected.expand(16))
-    assert scale_BL[2, 0] == pytest.approx(1e-6)
-    assert gap_scale(torch.zeros(1, 4), torch.ones(1, 4), eps=0.5)[0, 0] == 0.5
-
-
-def test_one_banned_token_does_not_flatten_its_sequence() -> None:
-    gap_BL = torch.tensor([[1.0, -1.0, -math.inf, 2.0]])
-    assert gap_scale(gap_BL, torch.ones(1, 4))[0, 0].item() == pytest.approx(6.0)
-
-
-def test_gap_scale_has_no_gradient_and_wants_one_shape() -> None:
-    assert not gap_scale(torch.ones(1, 4, requires_grad=True), torch.ones(1, 4)).requires_grad
-    with pytest.raises(ValueError, match="gap_BL: expected the shape of the mask"):
-        gap_scale(torch.ones(4), torch.ones(1, 4))
-
-
-@pytest.mark.parametrize("scope", ["sequence", "batch"])
-def test_rows_without_any_position(scope: str) -> None:
-    bound = EntropySign(quantile=0.8, scope=scope).bind(
-        torch.zeros(3, 0), torch.zeros(3, 0, dtype=torch.bool)
-    )
-    assert bound.tau.shape == (3, 0)
-
-
-# --- Schmitt: one switch for all tokens -----------------------------------------------------------
-
-
-def warmed(*entropies: float, **settings: float) -> Schmitt:
-    gate = Schmitt(**settings)
-    for entropy in entropies:
-        assert gate.update(entropy)
-    return gate
-
-
-def test_schmitt_is_on_until_its_median_is_known() -> None:
-    gate = warmed(3.0, 1.0, 2.0, 9.0)
-    assert gate.reference_nats is None
-    assert gate.update(0.01)  # the fifth: still warm-up
-    assert gate.reference_nats == 2.0
-
-
-def test_schmitt_switches_with_hysteresis() -> None:
-    gate = warmed(2.0, 2.0, 2.0, 2.0, 2.0)
-    seen = [gate.update(entropy) for entropy in (1.87, 1.85, 1.9, 1.99, 2.0, 1.87)]
-    assert seen == [True, False, False, False, True, True]
-
-
-def test_schmitt_as_a_ceiling() -> None:
-    gate = warmed(2.0, off_ratio=1.5, on_ratio=1.2, warmup_steps=1)
-    seen = [gate.update(entropy) for entropy in (2.9, 3.1, 2.5, 2.4, 2.9)]
-    assert seen == [True, False, False, True, True]
-
-
-def test_schmitt_gives_every_token_one_direction() -> None:
-    gate = warmed(2.0, warmup_steps=1)
-    mask = torch.ones(2, 3, dtype=torch.bool)
-    H_BL = torch.rand(2, 3, dtype=torch.float64)
-    for entropy, expected in ((2.0, 1.0), (0.5, 0.0)):
-        gate.update(entropy)
-        bound = gate.bind(None, mask)
-        assert bound.direction(H_BL, bound.tau, bound.sigma).tolist() == [[expected] * 3] * 2
-    assert not gate.needs_entropy
-
-
-def test_schmitt_resumes() -> None:
-    for steps in range(8):
-        entropies = [2.0, 2.2, 1.8, 1.0, 1.9, 2.0, 1.0, 2.0]
-        whole, before, after = (Schmitt(warmup_steps=3) for _ in range(3))
-        for entropy in entropies:
-            whole.update(entropy)
-        for entropy in entropies[:steps]:
-            before.update(entropy)
-        after.load_state_dict(json.loads(json.dumps(before.state_dict())))
-        for entropy in entropies[steps:]:
-            after.update(entropy)
-        assert after.state_dict() == whole.state_dict()
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"off_ratio": 0.0}, "off_ratio=0.0"),
-        ({"on_ratio": math.nan}, "on_ratio=nan"),
-        ({"off_ratio": 1.0, "on_ratio": 1.0}, "no hysteresis"),
-        ({"warmup_steps": 0}, "warmup_steps=0"),
-    ],
-)
-def test_schmitt_refuses(settings: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Schmitt(**settings)
-    with pytest.raises(ValueError, match="entropy=nan"):
-        Schmitt().update(math.nan)

@@ -1,0 +1,39 @@
+"""Settings of the gates: what each one accepts."""
+
+from __future__ import annotations
+
+import math
+
+SCOPES = ("sequence", "batch", "fixed")
+
+
+def scope_of(scope: str | None, *, fixed: bool) -> str:
+    if scope is None:
+        return "fixed" if fixed else "sequence"
+    word("scope", scope, SCOPES)
+    if (scope == "fixed") != fixed:
+        have = "a tau" if fixed else "no tau"
+        raise ValueError(
+            f"scope={scope!r} with {have} is not accepted; scope 'fixed' goes with tau=, "
+            "'sequence' and 'batch' with a quantile"
+        )
+    return scope
+
+
+def word(name: str, value: str, known: tuple[str, ...], other: str = "") -> str:
+    if value not in known:
+        words = ", ".join(repr(word) for word in known)
+        raise ValueError(f"{name}={value!r} is not accepted; give {words} {other}".rstrip())
+    return value
+
+
+def nats(name: str, value: float) -> float:
+    if isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name}={value} is not accepted; give a finite number of nats >= 0")
+    return float(value)
+
+
+def share_of(name: str, value: float) -> float:
+    if isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} is not accepted; give a number in [0, 1]")
+    return float(value)
