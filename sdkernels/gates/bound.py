@@ -18,8 +18,8 @@ class BoundGate:
     Attributes:
         rule: "sign" (+1 where H <= tau, else -1) or "tanh" (tanh((tau - H) / sigma)).
         tau: threshold in nats, shape of the mask; float32 (float64 where the entropies were).
-        sigma: scale in nats, same shape; 0 marks tokens without a direction. None: no scale ("sign"
-            only).
+        sigma: scale in nats, same shape; 0 marks tokens without a direction, and that is all that
+            "sign" reads of it. None: no scale ("sign" only).
     """
 
     rule: Rule

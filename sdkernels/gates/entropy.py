@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.gates.bound import BoundGate, Rule
-from sdkernels.gates.settings import nats, scope_of, share_of, word
+from sdkernels.gates.settings import at_least_1, nats, scope_of, share_of, word
 from sdkernels.gates.thresholds import expand, full, quantile_of, rows_of, valid_entropies
 
 READINGS = ("top", "literal")
@@ -27,9 +27,13 @@ class EntropySign:
         quantile: tau is this quantile of the entropies of a sequence or a batch; in [0, 1].
         scope: "fixed" with `tau`; "sequence" (default) or "batch" with `quantile`. A batch is what
             one process sees in one step.
+        min_tokens: with `quantile`, sequences (or batches) with fewer tokens get direction 0. The
+            quantile of a single token is its own entropy, which would always pull. The trainer
+            asks for 8, as `DirectionAdaptive` does.
 
     Raises:
-        ValueError: neither or both of `tau` and `quantile`, or a scope that does not go with them.
+        ValueError: neither or both of `tau` and `quantile`, a scope or `min_tokens` that does not
+            go with them.
 
     Example:
         >>> import sdkernels as sd
@@ -48,6 +52,7 @@ class EntropySign:
         *,
         quantile: float | None = None,
         scope: str | None = None,
+        min_tokens: int | None = None,
     ) -> None:
         if (tau is None) == (quantile is None):
             raise ValueError(
@@ -56,6 +61,11 @@ class EntropySign:
         self.tau = None if tau is None else nats("tau", tau)
         self.quantile = None if quantile is None else share_of("quantile", quantile)
         self.scope = scope_of(scope, fixed=tau is not None)
+        if tau is not None and min_tokens is not None:
+            raise ValueError(
+                f"min_tokens={min_tokens} with a fixed tau is not accepted; it goes with quantile="
+            )
+        self.min_tokens = at_least_1("min_tokens", 2 if min_tokens is None else min_tokens)
 
     @property
     def needs_entropy(self) -> bool:
@@ -74,8 +84,10 @@ class EntropySign:
             return BoundGate(self.rule, full(mask_BL, self.tau))
         assert self.quantile is not None  # __init__ takes exactly one of the two
         H_BL, mask = valid_entropies(type(self).__name__, entropy_BL, mask_BL)
-        tau = quantile_of(*rows_of(H_BL, mask, self.scope), self.quantile)
-        return BoundGate(self.rule, expand(tau, mask_BL))
+        H_RL, mask_RL = rows_of(H_BL, mask, self.scope)
+        tau_R = quantile_of(H_RL, mask_RL, self.quantile)
+        sigma_R = (mask_RL.sum(dim=-1) >= self.min_tokens).to(tau_R.dtype)
+        return BoundGate(self.rule, expand(tau_R, mask_BL), expand(sigma_R, mask_BL))
 
 
 class DirectionAdaptive:
@@ -127,9 +139,7 @@ class DirectionAdaptive:
             raise ValueError(
                 f"sigma={sigma!r} with a fixed tau is not accepted; give sigma as a number of nats"
             )
-        if min_tokens < 1:
-            raise ValueError(f"min_tokens={min_tokens} is not accepted; give a whole number >= 1")
-        self.min_tokens = min_tokens
+        self.min_tokens = at_least_1("min_tokens", min_tokens)
 
     @property
     def needs_entropy(self) -> bool:

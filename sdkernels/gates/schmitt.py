@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sdkernels.gates.bound import BoundGate, Rule
-from sdkernels.gates.settings import nats
+from sdkernels.gates.settings import at_least_1, nats
 from sdkernels.gates.thresholds import full
 
 
@@ -48,12 +48,8 @@ class Schmitt:
                 f"off_ratio={off_ratio} and on_ratio={on_ratio} leave no hysteresis; give "
                 "on_ratio above off_ratio for a floor, below it for a ceiling"
             )
-        if isinstance(warmup_steps, bool) or warmup_steps < 1:
-            raise ValueError(
-                f"warmup_steps={warmup_steps} is not accepted; give a whole number >= 1"
-            )
         self.off_ratio, self.on_ratio = float(off_ratio), float(on_ratio)
-        self.warmup_steps = warmup_steps
+        self.warmup_steps = at_least_1("warmup_steps", warmup_steps)
         self.is_on = True
         self._warmup_nats: list[float] = []
 

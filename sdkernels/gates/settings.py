@@ -33,6 +33,12 @@ def nats(name: str, value: float) -> float:
     return float(value)
 
 
+def at_least_1(name: str, value: int) -> int:
+    if isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value} is not accepted; give a whole number >= 1")
+    return value
+
+
 def share_of(name: str, value: float) -> float:
     if isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value} is not accepted; give a number in [0, 1]")

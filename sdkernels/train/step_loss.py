@@ -256,7 +256,7 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
         )
     settings = config.mapping("gate_args")
     if kind == "entropy_sign" and not settings:
-        settings = {"quantile": 0.8}
+        settings = {"quantile": 0.8, "min_tokens": 8}
     make = GATE_TYPES[kind]
     for name in settings:
         check_choice(

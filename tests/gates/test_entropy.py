@@ -55,9 +55,23 @@ class TestEntropySign:
         bound = EntropySign(quantile=0.7, scope="batch").bind(H_BL, MASK)
         torch.testing.assert_close(bound.tau, H_BL[MASK].quantile(0.7).expand(3, 16))
 
+    @pytest.mark.parametrize("scope", ["sequence", "batch"])
+    def test_too_short_a_sequence_has_no_direction(self, scope: str) -> None:
+        """The quantile of one token is its own entropy: it would always be pulled."""
+        H_BL = torch.tensor([[9.0, math.nan], [1.0, 2.0]])
+        mask = torch.tensor([[True, False], [True, True]])
+        got = directions(EntropySign(quantile=0.5, scope=scope).bind(H_BL, mask), H_BL)
+        assert got[mask].tolist() == ([-1, 1, 1] if scope == "batch" else [0, 1, -1])
+        for least, kept in ((3, scope == "batch"), (4, False)):
+            gate = EntropySign(quantile=0.5, scope=scope, min_tokens=least)
+            assert bool(directions(gate.bind(H_BL, mask), H_BL)[mask].any()) == kept
+        assert EntropySign(0.5).bind(None, mask[:, :1]).sigma is None
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
+            ({"quantile": 0.5, "min_tokens": 0}, "min_tokens=0 is not accepted; give a whole num"),
+            ({"tau": 0.5, "min_tokens": 2}, "min_tokens=2 with a fixed tau is not accepted"),
             ({}, "give exactly one of the two"),
             ({"tau": 1.0, "quantile": 0.5}, "give exactly one of the two"),
             ({"tau": -1.0}, "tau=-1.0 is not accepted"),

@@ -9,6 +9,7 @@ from helpers.trainer_runs import FixedRollout, lines
 
 from sdkernels import recipes
 from sdkernels.contexts import Example
+from sdkernels.train.step_loss import make_gate
 
 
 def test_refusals_name_the_row(make_trainer, make_problems):
@@ -57,6 +58,14 @@ def test_a_recipe_with_inputs_that_no_trainer_makes(make_trainer, monkeypatch):
 def test_a_gate_without_use_is_refused(make_trainer):
     with pytest.raises(ValueError, match="gate='entropy_sign' has no effect with recipe 'sdft'"):
         make_trainer(recipe="sdft", gate="entropy_sign")
+
+
+def test_the_hard_gate_has_the_guard_of_the_smooth_one(make_config):
+    hard, smooth = (
+        make_gate(make_config(gate=name), recipes.get("dasd"))
+        for name in ("entropy_sign", "direction_adaptive")
+    )
+    assert hard.min_tokens == smooth.min_tokens == 8
 
 
 @pytest.mark.parametrize(
