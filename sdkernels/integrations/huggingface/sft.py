@@ -1,6 +1,6 @@
 """`FusedSFTTrainer`: supervised fine-tuning with log-prob and entropy of every label, no logits.
 
-Shape letters: B sequences, L positions.
+Shape letters: B sequences, L positions, D hidden, V vocabulary, N labels.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class FusedSFTTrainer(Trainer):
 
     Logs `logprob` and `entropy` (means over labels since the last log line, nats). The loss runs
     inside the wrapped model's forward, so DDP and FSDP2 see it. With `compute_metrics`, evaluation
-    uses the model's own forward, since metrics read logits.
+    uses the model's own forward, since metrics read logits; the loss is the same there.
 
     Args:
         entropy_bonus: factor of the entropy, nats per nat; 0 is plain fine-tuning.
@@ -66,22 +66,24 @@ class FusedSFTTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Loss of a micro-batch: sum over its labels by `num_items_in_batch`, or their mean."""
+        outputs = None
         if return_outputs:
             outputs = model(**inputs)
-            return outputs.loss, outputs
-        unwrapped = self.accelerator.unwrap_model(model)
-        loss, sums = run_inside_forward(
-            model, unwrapped, lambda: self._loss(innermost(unwrapped), inputs, num_items_in_batch)
-        )
+            logits_BLV = outputs["logits"] if isinstance(outputs, dict) else outputs[1]
+            total, sums = self._sums_of_logits(logits_BLV, inputs["labels"])
+        else:
+            unwrapped = self.accelerator.unwrap_model(model)
+            total, sums = run_inside_forward(
+                model, unwrapped, lambda: self._sums_of_model(innermost(unwrapped), inputs)
+            )
         self._sums["train" if model.training else "eval"].append(sums)
-        return loss
+        loss = self._normalise(total, sums[2], num_items_in_batch)
+        return (loss, outputs) if return_outputs else loss
 
-    def _loss(
-        self, inner: Any, inputs: dict[str, Any], count: Tensor | int | None
-    ) -> tuple[Tensor, Tensor]:
+    def _sums_of_model(self, inner: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """The summed loss, and `[3]`: sums of log-prob and entropy, and the number of labels."""
         inputs = dict(inputs)
-        labels_BL = torch.nn.functional.pad(inputs.pop("labels"), (0, 1), value=-100)[..., 1:]
-        mask_BL = labels_BL != -100
+        labels_BL, mask_BL = _shifted(inputs.pop("labels"))
         with self.accelerator.autocast():
             hidden_BLD = backbone_of(inner)(**inputs, use_cache=False).last_hidden_state
             head = head_as_computed(inner, hidden_BLD.device.type)
@@ -92,15 +94,25 @@ class FusedSFTTrainer(Trainer):
             targets=labels_BL,
             mask=mask_BL,
         )
-        labels = mask_BL.sum()
-        sums = torch.stack([stats.logp.sum(), stats.entropy.sum(), labels.to(stats.logp.dtype)])
+        return total, _stack(stats.logp, stats.entropy, mask_BL)
+
+    def _sums_of_logits(self, logits_BLV: Tensor, labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from logits that are there anyway."""
+        labels_BL, mask_BL = _shifted(labels_BL)
+        logp_NV = logits_BLV[mask_BL].float().log_softmax(-1)
+        logp_N = logp_NV.gather(-1, labels_BL[mask_BL].unsqueeze(-1)).squeeze(-1)
+        entropy_N = torch.special.entr(logp_NV.exp()).sum(-1)
+        total = -(logp_N + self.entropy_bonus * entropy_N).sum()
+        return total, _stack(logp_N, entropy_N, mask_BL).detach()
+
+    def _normalise(self, total: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         if count is None:
-            return total / labels.clamp(min=1), sums
+            return total / labels.clamp(min=1)
         # A step without a label is 0, not 0 / 0.
         count = torch.as_tensor(count, device=total.device).clamp(min=1)
         # The count is that of all processes, over which gradients are averaged.
         world = self.accelerator.num_processes if self.args.average_tokens_across_devices else 1
-        return total * world / count, sums
+        return total * world / count
 
     def prediction_step(
         self,
@@ -118,6 +130,11 @@ class FusedSFTTrainer(Trainer):
             loss = self.compute_loss(model, inputs, num_items_in_batch=count)
         return loss.detach(), None, None
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Start the sums anew: `predict` comes through here too, and logs none."""
+        self._sums["eval"] = []
+        return super().evaluation_loop(*args, **kwargs)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add `logprob` and `entropy`, means over the labels since the last line."""
         kind = "eval" if any(name.startswith("eval_") for name in logs) else "train"
@@ -129,3 +146,13 @@ class FusedSFTTrainer(Trainer):
             logs[f"{prefix}logprob"] = logp / max(labels, 1.0)
             logs[f"{prefix}entropy"] = entropy / max(labels, 1.0)
         super().log(logs, *args, **kwargs)
+
+
+def _shifted(labels_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """The label that each position predicts, and where there is one."""
+    shifted_BL = torch.nn.functional.pad(labels_BL, (0, 1), value=-100)[..., 1:]
+    return shifted_BL, shifted_BL != -100
+
+
+def _stack(logp: Tensor, entropy: Tensor, mask_BL: Tensor) -> Tensor:
+    return torch.stack([logp.sum(), entropy.sum(), mask_BL.sum().to(logp.dtype)])

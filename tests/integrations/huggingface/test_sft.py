@@ -128,6 +128,38 @@ def test_metrics_get_logits(tmp_path: Path) -> None:
     assert shapes == [(6, 12, 259)]
 
 
+@pytest.mark.parametrize("bonus", [0.0, 0.5])
+def test_evaluation_with_metrics_has_the_same_loss_and_logs(tmp_path: Path, bonus: float) -> None:
+    """Metrics read logits, so that the loss is made of them; it has to be the one trained on."""
+    found = []
+    for metrics in (None, lambda prediction: {"seen": float(prediction.predictions.shape[0])}):
+        trainer = FusedSFTTrainer(
+            model=tiny_causal_lm(),
+            args=arguments(tmp_path, per_device_eval_batch_size=4),
+            eval_dataset=rows(6),
+            compute_metrics=metrics,
+            entropy_bonus=bonus,
+        )
+        loss = trainer.evaluate()["eval_loss"]
+        line = trainer.state.log_history[-1]
+        found.append([loss, line["eval_logprob"], line["eval_entropy"]])
+    assert line["eval_seen"] == 6
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[0][0] == pytest.approx(-found[0][1] - bonus * found[0][2], rel=0.1)
+
+
+def test_predictions_do_not_count_in_the_next_evaluation(tmp_path: Path) -> None:
+    trainer = FusedSFTTrainer(
+        model=tiny_causal_lm(), args=arguments(tmp_path), eval_dataset=rows(6)
+    )
+    trainer.evaluate()
+    first = trainer.state.log_history[-1]["eval_logprob"]
+    found = trainer.predict(rows(16))
+    assert found.predictions.shape == (16, 12, 259)
+    trainer.evaluate()
+    assert trainer.state.log_history[-1]["eval_logprob"] == first
+
+
 def test_a_patched_model_in_transformers_trainer(tmp_path: Path) -> None:
     theirs = train(Trainer, tmp_path)
     model = tiny_causal_lm()
@@ -174,9 +206,15 @@ def test_evaluation_counts_labels_as_trainer_does(
     found = []
     for cls in (Trainer, FusedSFTTrainer):
         monkeypatch.setattr(cls, "_get_num_items_in_batch", lambda *_: torch.tensor(50))
-        trainer = cls(model=tiny_causal_lm(), args=arguments(tmp_path), eval_dataset=rows(6))
-        found.append(trainer.evaluate()["eval_loss"])
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
+        for metrics in (None, lambda _: {"seen": 1.0}):
+            trainer = cls(
+                model=tiny_causal_lm(),
+                args=arguments(tmp_path),
+                eval_dataset=rows(6),
+                compute_metrics=metrics,
+            )
+            found.append(trainer.evaluate()["eval_loss"])
+    assert found[1:] == pytest.approx(found[:1] * 3, rel=1e-5)
 
 
 def test_a_step_without_a_label_leaves_the_weights_finite(tmp_path: Path) -> None:
