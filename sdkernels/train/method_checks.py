@@ -47,7 +47,7 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
                 f"{name}={given[name]!r} has no effect with teacher_model_kind="
                 f"{config.teacher_model_kind!r}; it belongs to {' and '.join(map(repr, kinds))}"
             )
-    _check_contrast(recipe, context)
+    _check_contrast(config, recipe, context)
     if not (has_teacher and context.generates):
         for name in ("critic_model_name_or_path", "critic_server_url", "critic_server_model"):
             if name in given:
@@ -65,20 +65,43 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
         )
 
 
-def _check_contrast(recipe: Recipe, context: Context) -> None:
+def _check_contrast(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
     if "second_teacher_logp" in recipe.inputs and context.name != "contrastive":
         raise ValueError(
             f"recipe {recipe.name!r} compares a right with a wrong context, and context "
             f"{context.name!r} has no wrong one; set context=contrastive (its setting `show` "
             "chooses responses or answers)"
         )
-    if recipe.context is not None and context.name != recipe.context[0]:
+    if recipe.context is not None and recipe.context[0] == "none":
+        _check_bare_question(config, recipe, context)
+    elif recipe.context is not None and context.name != recipe.context[0]:
         logger.warning(
             "recipe %s was published with context %s; with %s it trains on what that gives",
             recipe.name,
             recipe.context[0],
             context.name,
         )
+
+
+def _check_bare_question(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
+    """A teacher that serves as reference model must read what the student reads: a KL to one that
+    sees more is distillation, and no anchor.
+    """
+    own = config.teacher_chat_template_kwargs
+    switched = own is not None and (
+        config.mapping("teacher_chat_template_kwargs") != config.mapping("chat_template_kwargs")
+    )
+    for name, shown, differs in (
+        ("context", context.name, context.name != "none"),
+        ("teacher_chat_template_kwargs", own, switched),
+    ):
+        if differs:
+            raise ValueError(
+                f"{name}={shown!r}: with these recipe_args the teacher of recipe {recipe.name!r} "
+                "is the reference model of a KL penalty and answers the bare question; leave it "
+                "out. To learn from a context next to a verifier's advantage use dasd, rlsd, or "
+                "sdpo with grpo_weight"
+            )
 
 
 def _check_single_rollouts(recipe: Recipe, context: Context) -> None:

@@ -100,9 +100,7 @@ def test_labels(tmp_path):
     assert label(recipe="grpo", condition="mine") == "mine"
 
 
-def test_the_reference_model_of_grpo_gets_no_privileged_context_unless_asked(tmp_path):
+def test_the_reference_model_of_grpo_gets_no_privileged_context(tmp_path):
     """A KL to a teacher that sees the solution would be distillation in GRPO's name."""
     common = {"output_dir": str(tmp_path), "use_cpu": True, "recipe": "grpo"}
-    penalty = {"recipe_args": {"kl_weight": 0.1}}
-    assert SelfDistillConfig(**common, **penalty).context == "none"
-    assert SelfDistillConfig(**common, **penalty, context="hint").context == "hint"
+    assert SelfDistillConfig(**common, recipe_args={"kl_weight": 0.1}).context == "none"

@@ -21,6 +21,19 @@ def check(tmp_path, **settings):
     [
         ({"max_steps": 0}, "max_steps=0"),
         ({"recipe": "grpo", "context": "hint"}, "context='hint' has no effect with recipe 'grpo'"),
+        (
+            {"recipe": "grpo", "recipe_args": {"kl_weight": 0.1}, "context": "hint"},
+            "context='hint': with these recipe_args the teacher of recipe 'grpo' is the reference",
+        ),
+        (
+            {
+                "recipe": "grpo",
+                "recipe_args": {"kl_weight": 0.1},
+                "chat_template_kwargs": {"enable_thinking": False},
+                "teacher_chat_template_kwargs": {"enable_thinking": True},
+            },
+            "teacher_chat_template_kwargs={'enable_thinking': True}: with these recipe_args",
+        ),
         ({"recipe": "grpo", "num_generations": 1}, "group of one has advantage 0"),
         (
             {"recipe": "sdpo", "context": "sibling_solution", "num_generations": 1},
@@ -52,6 +65,13 @@ def test_refused(tmp_path, settings, message):
         {},
         {"recipe": "grpo"},
         {"recipe": "grpo", "context": "none"},
+        {"recipe": "grpo", "recipe_args": {"kl_weight": 0.1}},
+        {
+            "recipe": "grpo",
+            "recipe_args": {"kl_weight": 0.1},
+            "chat_template_kwargs": {"enable_thinking": False},
+            "teacher_chat_template_kwargs": {"enable_thinking": False},
+        },
         {"recipe": "opsd", "num_generations": 1},
         {"context": "sibling_and_feedback", "num_generations": 1},
         {"teacher_model_kind": "ema", "teacher_update_rate": 0.3},
