@@ -12,6 +12,7 @@ Shape letters: T tokens (any leading shape), V vocabulary, D hidden.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -23,156 +24,152 @@ from sdkernels.engine.problem import Problem
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher
 from sdkernels.engine.token_stats import gradients_of, run_token_stats, stats_and_rows
 
-# The tensors, then the numbers; every function of this file takes them in this order.
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What both operators take, in this order: the tensors, then the rest. Their schemas are read
+    off it.
+
+    `names` are comma-separated fields of `TokenStats`. `teacher_states` are hidden states where
+    there is a `teacher_weight`, else logits. The rest is as in `token_stats` and `LMHead`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    targets: Tensor | None
+    mask: Tensor | None
+    teacher_states: Tensor | None
+    teacher_weight: Tensor | None
+    teacher_bias: Tensor | None
+    names: str
+    scale: float
+    softcap: float | None
+    valid_vocab: int | None
+    teacher_scale: float
+    teacher_softcap: float | None
+    teacher_valid_vocab: int | None
+    temperature: float
+    teacher_temperature: float | None
+    jsd_beta: float | None
+    chunk_bytes: int | None
+    backend: str
+    debug: bool
+
+    @property
+    def head(self) -> LMHead:
+        """The student's."""
+        return LMHead(
+            self.weight,
+            self.bias,
+            scale=self.scale,
+            softcap=self.softcap,
+            valid_vocab=self.valid_vocab,
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `build_problem` (and `run_token_stats`)."""
+        return {
+            "targets": self.targets,
+            "mask": self.mask,
+            "teacher": self._teacher(),
+            "tokens": None,
+            "entry_clip": None,
+            "topk": None,
+            "topk_of": "student",
+            "slab_dtype": "float32",
+            "temperature": self.temperature,
+            "teacher_temperature": self.teacher_temperature,
+            "jsd_beta": self.jsd_beta,
+            "chunk_bytes": self.chunk_bytes,
+            "backend": self.backend,
+            "debug": self.debug,
+        }
+
+    def _teacher(self) -> Teacher | None:
+        if self.teacher_states is None:
+            return None
+        if self.teacher_weight is None:
+            return LogitsTeacher(self.teacher_states, valid_vocab=self.teacher_valid_vocab)
+        head = LMHead(
+            self.teacher_weight,
+            self.teacher_bias,
+            scale=self.teacher_scale,
+            softcap=self.teacher_softcap,
+            valid_vocab=self.teacher_valid_vocab,
+        )
+        return HiddenTeacher(self.teacher_states, head)
+
+
+_IN_SCHEMA = {
+    "Tensor": "Tensor",
+    "Tensor | None": "Tensor?",
+    "str": "str",
+    "float": "float",
+    "float | None": "float?",
+    "int | None": "SymInt?",
+    "bool": "bool",
+}
+_SCHEMA = ", ".join(f"{_IN_SCHEMA[str(field.type)]} {field.name}" for field in fields(_Inputs))
 _NUM_TENSORS = 8
 
 
-def _arguments(
-    targets: Tensor | None,
-    mask: Tensor | None,
-    teacher_tensors: tuple[Tensor | None, Tensor | None, Tensor | None],
-    teacher_head: tuple[float, float | None, int | None],
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    """Keyword arguments of `build_problem` (and `run_token_stats`) from the operator's."""
-    states, weight, bias = teacher_tensors
-    teacher: Teacher | None = None
-    if states is not None and weight is not None:
-        scale, softcap, valid_vocab = teacher_head
-        head = LMHead(weight, bias, scale=scale, softcap=softcap, valid_vocab=valid_vocab)
-        teacher = HiddenTeacher(states, head)
-    elif states is not None:
-        teacher = LogitsTeacher(states, valid_vocab=teacher_head[2])
-    return {
-        "targets": targets,
-        "mask": mask,
-        "teacher": teacher,
-        "tokens": None,
-        "entry_clip": None,
-        "topk": None,
-        "topk_of": "student",
-        "slab_dtype": "float32",
-        **settings,
-    }
-
-
-@torch.library.custom_op("sdkernels::token_statistics", mutates_args=())
-def token_statistics(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    teacher_states: Tensor | None,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    names: str,
-    scale: float,
-    softcap: float | None,
-    valid_vocab: int | None,
-    teacher_scale: float,
-    teacher_softcap: float | None,
-    teacher_valid_vocab: int | None,
-    temperature: float,
-    teacher_temperature: float | None,
-    jsd_beta: float | None,
-    chunk_bytes: int | None,
-    backend: str,
-    debug: bool,
-    keep_rows: bool,
-) -> list[Tensor]:
-    """The statistics `names` (comma-separated fields of `TokenStats`) of each token, in nats; with
-    `keep_rows` (one name only) its derivative by the token's hidden state behind it, `[..., D]`.
-
-    `teacher_states` are hidden states where there is a `teacher_weight`, else logits. The rest is
-    as in `token_stats` and `LMHead`.
+@torch.library.custom_op(
+    "sdkernels::token_statistics",
+    mutates_args=(),
+    schema=f"({_SCHEMA}, bool keep_rows) -> Tensor[]",
+)
+def token_statistics(*inputs: Any) -> list[Tensor]:
+    """The statistics `names` of each token, in nats; with `keep_rows` (one name only) its
+    derivative by the token's hidden state behind it, `[..., D]`.
     """
-    arguments = _arguments(
-        targets,
-        mask,
-        (teacher_states, teacher_weight, teacher_bias),
-        (teacher_scale, teacher_softcap, teacher_valid_vocab),
-        {
-            "temperature": temperature,
-            "teacher_temperature": teacher_temperature,
-            "jsd_beta": jsd_beta,
-            "chunk_bytes": chunk_bytes,
-            "backend": backend,
-            "debug": debug,
-        },
-    )
-    head = LMHead(weight, bias, scale=scale, softcap=softcap, valid_vocab=valid_vocab)
+    *shared, keep_rows = inputs
+    given = _Inputs(*shared)
+    hidden, head, names = given.hidden, given.head, given.names
     with torch.no_grad():
         if keep_rows:
-            stats, rows = stats_and_rows(hidden, head, names, **arguments)
+            stats, rows = stats_and_rows(hidden, head, names, **given.arguments)
             return [stats[names].clone(), rows]
-        stats = run_token_stats(hidden, head, only=None, gate=None, **arguments)
+        stats = run_token_stats(hidden, head, only=None, gate=None, **given.arguments)
     # An operator's results may not share memory with each other.
     return [stats[name].clone() for name in names.split(",")]
 
 
 @token_statistics.register_fake
-def _(hidden: Tensor, weight: Tensor, bias: Any, targets: Any, *rest: Any) -> list[Tensor]:
-    names = rest[_NUM_TENSORS - 4]
-    double = torch.float64 in (hidden.dtype, weight.dtype)
+def _(*inputs: Any) -> list[Tensor]:
+    *shared, keep_rows = inputs
+    given = _Inputs(*shared)
+    hidden, ids = given.hidden, given.targets
+    double = torch.float64 in (hidden.dtype, given.weight.dtype)
     dtype = torch.float64 if double else torch.float32
-    shapes = [targets.shape if name == "logp" else hidden.shape[:-1] for name in names.split(",")]
-    if rest[-1]:
+    shapes = [
+        ids.shape if ids is not None and name == "logp" else hidden.shape[:-1]
+        for name in given.names.split(",")
+    ]
+    if keep_rows:
         shapes.append(hidden.shape)
     return [hidden.new_empty(shape, dtype=dtype) for shape in shapes]
 
 
-@torch.library.custom_op("sdkernels::token_statistics_backward", mutates_args=())
+@torch.library.custom_op(
+    "sdkernels::token_statistics_backward",
+    mutates_args=(),
+    schema="(Tensor[] upstream, bool needs_hidden, bool needs_weight, bool needs_bias, "
+    f"{_SCHEMA}) -> Tensor[]",
+)
 def token_statistics_backward(
-    upstream: list[Tensor],
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    teacher_states: Tensor | None,
-    teacher_weight: Tensor | None,
-    teacher_bias: Tensor | None,
-    names: str,
-    scale: float,
-    softcap: float | None,
-    valid_vocab: int | None,
-    teacher_scale: float,
-    teacher_softcap: float | None,
-    teacher_valid_vocab: int | None,
-    temperature: float,
-    teacher_temperature: float | None,
-    jsd_beta: float | None,
-    chunk_bytes: int | None,
-    backend: str,
-    debug: bool,
+    upstream: list[Tensor], needs_hidden: bool, needs_weight: bool, needs_bias: bool, *inputs: Any
 ) -> list[Tensor]:
     """Gradients of those of hidden, weight and bias that are needed, given one upstream gradient
     for each of `names`.
     """
-    arguments = _arguments(
-        targets,
-        mask,
-        (teacher_states, teacher_weight, teacher_bias),
-        (teacher_scale, teacher_softcap, teacher_valid_vocab),
-        {
-            "temperature": temperature,
-            "teacher_temperature": teacher_temperature,
-            "jsd_beta": jsd_beta,
-            "chunk_bytes": chunk_bytes,
-            "backend": backend,
-            "debug": debug,
-        },
-    )
-    head = LMHead(weight, bias, scale=scale, softcap=softcap, valid_vocab=valid_vocab)
-    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
-        problem = build_problem(hidden, head, **arguments)
+    given = _Inputs(*inputs)
+    with torch.no_grad(), torch.autocast(given.hidden.device.type, enabled=False):
+        problem = build_problem(given.hidden, given.head, **given.arguments)
         coefs_N = {
             name: _kept(problem, gradient, name)
-            for name, gradient in zip(names.split(","), upstream, strict=True)
+            for name, gradient in zip(given.names.split(","), upstream, strict=True)
         }
         found = gradients_of(problem, coefs_N, (needs_hidden, needs_weight, needs_bias))
     return [gradient for gradient in found if gradient is not None]
@@ -180,16 +177,14 @@ def token_statistics_backward(
 
 @token_statistics_backward.register_fake
 def _(
-    upstream: list[Tensor],
-    needs_hidden: bool,
-    needs_weight: bool,
-    needs_bias: bool,
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    *rest: Any,
+    upstream: list[Tensor], needs_hidden: bool, needs_weight: bool, needs_bias: bool, *inputs: Any
 ) -> list[Tensor]:
-    wanted = ((needs_hidden, hidden), (needs_weight, weight), (needs_bias, bias))
+    given = _Inputs(*inputs)
+    wanted = (
+        (needs_hidden, given.hidden),
+        (needs_weight, given.weight),
+        (needs_bias, given.bias),
+    )
     return [
         source.new_empty(source.shape) for need, source in wanted if need and source is not None
     ]

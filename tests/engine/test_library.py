@@ -208,3 +208,14 @@ def test_a_topk_teacher_is_refused_with_the_way_out() -> None:
             sd.LMHead(torch.ones(5, HIDDEN)),
             teacher=teacher,
         )
+
+
+def test_both_operators_take_the_same_inputs() -> None:
+    forward, backward = (
+        [(argument.name, str(argument.type)) for argument in op._opoverload._schema.arguments]
+        for op in (library.token_statistics, library.token_statistics_backward)
+    )
+    assert forward[:-1] == backward[4:]
+    assert dict(forward)["bias"] == "Optional[Tensor]"
+    assert dict(forward)["chunk_bytes"] == "Optional[int]"
+    assert forward[-1] == ("keep_rows", "bool")
