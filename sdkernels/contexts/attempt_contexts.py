@@ -11,7 +11,14 @@ from sdkernels.contexts.compose import Privileged, Section
 from sdkernels.contexts.registry import register
 from sdkernels.contexts.thinking import strip_thinking
 from sdkernels.contexts.types import Example, Rollout, Services
-from sdkernels.contexts.words import WAS_WRONG, clean, feedback_of, privileged, succeeded
+from sdkernels.contexts.words import (
+    WAS_WRONG,
+    clean,
+    feedback_of,
+    feedback_section,
+    privileged,
+    succeeded,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +54,7 @@ def verifier_feedback(
     feedback = feedback_of(rollout, example)
     if not feedback or (on == "failed" and rollout.success):
         return None
-    return privileged(
-        Section("An earlier attempt at this problem got this feedback:", "feedback", feedback)
-    )
+    return privileged(feedback_section(feedback))
 
 
 @register(

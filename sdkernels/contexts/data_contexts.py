@@ -14,7 +14,7 @@ from sdkernels.contexts.words import (
     CLOSING,
     answer_section,
     clean,
-    privileged,
+    shown,
     siblings,
     solution_section,
 )
@@ -79,8 +79,7 @@ def hint(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The hint of the example."""
-    text = clean(example.hint)
-    return privileged(Section("Here is a hint:", "hint", text)) if text else None
+    return shown(Section("Here is a hint:", "hint", clean(example.hint)))
 
 
 @register(
@@ -95,8 +94,7 @@ def final_answer(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference answer of the example."""
-    answer = clean(example.answer)
-    return privileged(answer_section(answer)) if answer else None
+    return shown(answer_section(clean(example.answer)))
 
 
 @register(
@@ -130,7 +128,7 @@ def wrong_answer(
     else:
         answer = fixed if choose == "fixed" else changed_answer(right, f"{seed}/{example.id}")
     answer = answer or (fixed if choose == "changed" else "")
-    return privileged(answer_section(answer)) if answer and answer != right else None
+    return None if answer == right else shown(answer_section(answer))
 
 
 def changed_answer(right: str, seed: str) -> str:
@@ -163,7 +161,7 @@ def reference_solution(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference solution as the data set has it."""
-    return _solution(clean(example.solution))
+    return shown(solution_section(clean(example.solution)))
 
 
 @register(
@@ -179,7 +177,7 @@ def reference_without_thinking(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference solution without its thinking, under the same words as with it."""
-    return _solution(clean(example.solution, "strip"))
+    return shown(solution_section(clean(example.solution, "strip")))
 
 
 @register(
@@ -200,7 +198,7 @@ def stronger_solution(
     thinking: Literal["keep", "strip"] = "keep",
 ) -> Privileged | None:
     """The stronger model's solution of the data set, in the words of `reference_solution`."""
-    return _solution(clean(example.stronger_solution, thinking))
+    return shown(solution_section(clean(example.stronger_solution, thinking)))
 
 
 @register(
@@ -273,7 +271,3 @@ def demonstration(
                 CLOSING.replace("the problem above", "the first problem above"),
             )
     return None
-
-
-def _solution(text: str) -> Privileged | None:
-    return privileged(solution_section(text)) if text else None

@@ -14,6 +14,7 @@ from sdkernels.contexts.words import (
     answer_section,
     clean,
     feedback_of,
+    feedback_section,
     pick,
     privileged,
     sibling_section,
@@ -92,9 +93,7 @@ def sibling_and_feedback(
     sections = [] if chosen is None else [sibling_section(clean(chosen.text, thinking))]
     said = "" if on == "failed" and rollout.success else feedback_of(rollout, example)
     if said and (feedback == "always" or not sections):
-        sections.append(
-            Section("An earlier attempt at this problem got this feedback:", "feedback", said)
-        )
+        sections.append(feedback_section(said))
     return privileged(*sections) if sections else None
 
 

@@ -17,6 +17,7 @@ from sdkernels.contexts.words import (
     clean,
     pick,
     privileged,
+    shown,
     sibling_section,
     siblings,
     solution_section,
@@ -57,8 +58,7 @@ def _ask_for_regeneration(
     **_: Any,
 ) -> list[Message] | None:
     if of == "reference":
-        text = clean(example.solution)
-        seen = privileged(solution_section(text)) if text else None
+        seen = shown(solution_section(clean(example.solution)))
     else:
         found = siblings(rollout, group, "regeneration", success=True, allow_self=allow_self)
         chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
@@ -95,8 +95,7 @@ def regeneration(
     It is shown in the words of `reference_solution`, and is not verified (nor was it in the paper,
     where 95 % were correct).
     """
-    text = clean(reply, thinking)
-    return privileged(solution_section(text)) if text else None
+    return shown(solution_section(clean(reply, thinking)))
 
 
 def _ask_for_analysis(

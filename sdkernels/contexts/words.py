@@ -24,6 +24,11 @@ def privileged(*sections: Section) -> Privileged:
     return Privileged(sections, CLOSING)
 
 
+def shown(section: Section) -> Privileged | None:
+    """The section alone, as `privileged` has it; None where it is empty."""
+    return privileged(section) if section.text else None
+
+
 def clean(text: str | None, thinking: str = "keep") -> str:
     """`text` without surrounding white space, and without think blocks for `"strip"`."""
     return strip_thinking(text or "") if thinking == "strip" else (text or "").strip()
@@ -46,6 +51,11 @@ def sibling_section(text: str) -> Section:
         "correct response",
         text,
     )
+
+
+def feedback_section(text: str) -> Section:
+    """The words for what the verifier said about the response, where that is not shown itself."""
+    return Section("An earlier attempt at this problem got this feedback:", "feedback", text)
 
 
 def feedback_of(rollout: Rollout, example: Example) -> str:
