@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdkernels.rows.pages import large_empty
+
 from .problem import Problem
 
 CHUNK_TOKENS = {"cpu": 512, "cuda": 4096}
@@ -27,17 +29,19 @@ class Floor:
         vocab, dtype = setting.shape.vocab, setting.dtype
         self.problem = problem
         self.chunk_tokens = min(CHUNK_TOKENS[device.type], setting.tokens)
-        self.slab_CV = torch.empty(self.chunk_tokens, vocab, device=device)
+        # In huge pages, like those of sdkernels: products into them are faster.
+        shape = (self.chunk_tokens, vocab)
+        self.slab_CV = large_empty(shape, dtype=torch.float32, device=device)
         backward = setting.case.backward
         self.dz_CV: Tensor | None = None
         self.dh_TD: Tensor | None = None
         self.dw_VD: Tensor | None = None
         if backward:
-            self.dz_CV = torch.randn(self.chunk_tokens, vocab, device=device, dtype=dtype)
+            self.dz_CV = large_empty(shape, dtype=dtype, device=device).normal_()
             self.dh_TD = torch.empty_like(problem.hidden_TD, requires_grad=False)
             if not setting.frozen:
-                self.dw_VD = torch.empty_like(problem.weight_VD, dtype=torch.float32)
-                self.dw_VD.requires_grad_(False)
+                head = tuple(problem.weight_VD.shape)
+                self.dw_VD = large_empty(head, dtype=torch.float32, device=device)
 
     @torch.no_grad()
     def __call__(self, problem: Problem) -> None:

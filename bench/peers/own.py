@@ -13,7 +13,7 @@ import sdkernels as sd
 from sdkernels import recipes
 
 from ..formulas import CLIP_HIGH, CLIP_LOW, DASD_BETA, DASD_MIN_PROB, TOPK, clipped_surrogate
-from ..peer import Call, Peer
+from ..peer import Call, Peer, can_compile
 from ..problem import Problem
 
 
@@ -48,7 +48,7 @@ def _recipe(name: str, **config: Any) -> Any:
     return recipes.get(name, **config)
 
 
-def _recipe_loss(name: str, *, targets: bool, **config: Any) -> Call:
+def _recipe_loss(name: str, *, targets: bool, engine: dict[str, Any], **config: Any) -> Call:
     """A recipe, each token with weight 1."""
     recipe = _recipe(name, **config)
 
@@ -67,6 +67,7 @@ def _recipe_loss(name: str, *, targets: bool, **config: Any) -> Call:
             teacher=_teacher(problem),
             tokens=kept,
             **recipe.engine,
+            **engine,
         )
         return value
 
@@ -79,11 +80,15 @@ def _logprob(problem: Problem) -> Tensor:
     return logp_T
 
 
-def _logprob_and_entropy(problem: Problem) -> tuple[Tensor, Tensor]:
+def _logprob_and_entropy(problem: Problem, **engine: Any) -> tuple[Tensor, Tensor]:
     logp_T, entropy_T = sd.linear_logprob(
-        problem.hidden_TD, problem.weight_VD, problem.tokens.targets, with_entropy=True
+        problem.hidden_TD, problem.weight_VD, problem.tokens.targets, with_entropy=True, **engine
     )
     return logp_T, entropy_T
+
+
+def _logprob_and_entropy_compiled(problem: Problem) -> tuple[Tensor, Tensor]:
+    return _logprob_and_entropy(problem, backend="compiled")
 
 
 def _weighted(problem: Problem) -> Tensor:
@@ -103,33 +108,47 @@ def _divergence(name: str) -> Call:
 
 _CLIPS = {"clip_low": CLIP_LOW, "clip_high": CLIP_HIGH, "dual_clip": None}
 
+
+def _losses(**engine: Any) -> dict[str, Call]:
+    """The cases as loss functions of the engine."""
+    return {
+        "logprob-entropy": _loss(
+            lambda s, tok: tok.logp_weight * s.logp + tok.entropy_weight * s.entropy,
+            targets=True,
+            **engine,
+        ),
+        "nll": _loss(lambda s, tok: -s.logp, targets=True, **engine),
+        "kl-teacher-student": _loss(lambda s, tok: s.kl_teacher_student, targets=False, **engine),
+        "kl-student-teacher": _loss(lambda s, tok: s.kl_student_teacher, targets=False, **engine),
+        "jsd": _loss(lambda s, tok: s.jsd, targets=False, jsd_beta=0.5, **engine),
+        "grpo": _recipe_loss("grpo", targets=True, engine=engine, **_CLIPS),
+        "sdpo-topk": _recipe_loss(
+            "sdpo",
+            targets=False,
+            engine=engine,
+            support="student_topk",
+            topk=TOPK,
+            tail=True,
+        ),
+        "dasd": _recipe_loss(
+            "dasd",
+            targets=True,
+            engine=engine,
+            form="full_vocab",
+            beta=DASD_BETA,
+            push_min_prob=DASD_MIN_PROB,
+            **_CLIPS,
+        ),
+    }
+
+
 PEERS = [
+    Peer("sdkernels", "sdkernels", {"logprob-entropy-forward": _logprob_and_entropy, **_losses()}),
     Peer(
-        "sdkernels",
-        "sdkernels",
-        {
-            "logprob-entropy-forward": _logprob_and_entropy,
-            "logprob-entropy": _loss(
-                lambda s, tok: tok.logp_weight * s.logp + tok.entropy_weight * s.entropy,
-                targets=True,
-            ),
-            "nll": _loss(lambda s, tok: -s.logp, targets=True),
-            "kl-teacher-student": _loss(lambda s, tok: s.kl_teacher_student, targets=False),
-            "kl-student-teacher": _loss(lambda s, tok: s.kl_student_teacher, targets=False),
-            "jsd": _loss(lambda s, tok: s.jsd, targets=False, jsd_beta=0.5),
-            "grpo": _recipe_loss("grpo", targets=True, **_CLIPS),
-            "sdpo-topk": _recipe_loss(
-                "sdpo", targets=False, support="student_topk", topk=TOPK, tail=True
-            ),
-            "dasd": _recipe_loss(
-                "dasd",
-                targets=True,
-                form="full_vocab",
-                beta=DASD_BETA,
-                push_min_prob=DASD_MIN_PROB,
-                **_CLIPS,
-            ),
-        },
+        "sdkernels-compiled",
+        "sdkernels, backend='compiled'",
+        {"logprob-entropy-forward": _logprob_and_entropy_compiled, **_losses(backend="compiled")},
+        can_compile,
     ),
     Peer(
         "sdkernels-per-token",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdkernels.engine.linear import add_weight_gradient
 from sdkernels.engine.problem import Problem
+from sdkernels.rows.pages import large_empty
 
 # Numbers scaled at once in a wider dtype: 32 MiB of float32.
 SCALED_AT_ONCE = 1 << 23
@@ -33,7 +34,7 @@ class Gradients:
                 device=problem.device,
             )
         if weight:
-            self.weight_VD = torch.empty(head.weight.shape, dtype=dtype, device=problem.device)
+            self.weight_VD = large_empty(head.weight.shape, dtype=dtype, device=problem.device)
             self.weight_VD[head.vocab :].zero_()
         if bias:
             self.bias_V = torch.zeros(head.weight.shape[0], dtype=dtype, device=problem.device)

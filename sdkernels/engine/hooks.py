@@ -1,10 +1,12 @@
 """Code around the call of an output projection: the engine reads its weight and never calls it, so
-whatever runs there would be passed over, and another objective trained without a sign of it.
+whatever runs there is passed over. Hooks mostly look on, and get a warning; what is known to make
+other logits is refused.
 """
 
 from __future__ import annotations
 
 import inspect
+import warnings
 from functools import partial
 from typing import Any
 
@@ -14,6 +16,9 @@ from torch import nn
 # or switch off the offloading of activations: what is computed stays the same.
 HARMLESS = ("torch.distributed", "deepspeed", "accelerate", "trl")
 
+# They make the weight anew before each call: pruning, weight normalisation.
+MAKES_WEIGHTS = ("torch.nn.utils",)
+
 KINDS = {
     "_forward_pre_hooks": "a forward pre-hook",
     "_forward_hooks": "a forward hook",
@@ -22,17 +27,25 @@ KINDS = {
 }
 
 
-def refuse_hooks(module: nn.Module) -> None:
-    """Raise if something that is not known to be harmless runs where the module is called.
+def check_hooks(module: nn.Module) -> None:
+    """Warn of hooks that will not run, refuse what is known to make other logits.
 
     Raises:
-        TypeError: a hook, or a `forward` of this module alone; the message names it.
+        TypeError: a hook that makes the weight, a hook of accelerate's kind that is not its own,
+            or a `forward` of this module alone; the message names it.
         ValueError: weights that accelerate holds elsewhere until the call.
     """
     for attribute, kind in KINDS.items():
         for hook in getattr(module, attribute, {}).values():
-            if not _is_harmless(hook):
-                raise TypeError(_message(module, f"{kind} ({_name(hook)})"))
+            what = f"{kind} ({_name(hook)})"
+            if _comes_from(hook, MAKES_WEIGHTS):
+                raise TypeError(_message(module, what))
+            if not _comes_from(hook, HARMLESS):
+                warnings.warn(
+                    f"head: this {type(module).__name__} has {what}, which does not run: the "
+                    "engine reads the weight and never calls the layer. What it changes is lost",
+                    stacklevel=2,
+                )
     _refuse_forward(module)
 
 
@@ -42,7 +55,7 @@ def _refuse_forward(module: nn.Module) -> None:
     if hasattr(module, "_hf_hook"):
         forward = module._old_forward
         for hook in getattr(module._hf_hook, "hooks", [module._hf_hook]):
-            if not _is_harmless(type(hook)):
+            if not _comes_from(type(hook), HARMLESS):
                 raise TypeError(_message(module, f"an accelerate hook ({type(hook).__name__})"))
             if getattr(hook, "offload", False):
                 raise ValueError(
@@ -52,7 +65,7 @@ def _refuse_forward(module: nn.Module) -> None:
                 )
     if forward is None or getattr(forward, "__func__", None) is type(module).forward:
         return
-    if not _is_harmless(forward):
+    if not _comes_from(forward, HARMLESS):
         raise TypeError(_message(module, f"a forward of its own ({_name(forward)})"))
 
 
@@ -71,9 +84,10 @@ def _origin(hook: Any) -> Any:
     return inspect.unwrap(hook)
 
 
-def _is_harmless(hook: Any) -> bool:
-    module = getattr(_origin(hook), "__module__", None) or ""
-    return any(module == name or module.startswith(f"{name}.") for name in HARMLESS)
+def _comes_from(hook: Any, packages: tuple[str, ...]) -> bool:
+    origin = _origin(hook)
+    module = getattr(origin, "__module__", None) or type(origin).__module__
+    return any(module == name or module.startswith(f"{name}.") for name in packages)
 
 
 def _name(hook: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from sdkernels.engine.hooks import refuse_hooks
+from sdkernels.engine.hooks import check_hooks
 
 # Names under which configs keep transforms of their logits: logits * value, logits / value, and
 # value * tanh(logits / value). A factor on hidden states before a head without bias is the same.
@@ -81,7 +81,7 @@ def read_model(model: Any) -> ModelHead:
     _check_position(inner, module)
     active = _active(module)
     if active is not module:
-        refuse_hooks(module)
+        check_hooks(module)
     weight, bias = linear_parts(active)
     text = _text(config)
     scale, softcap = _transforms_of(text, has_bias=bias is not None)
@@ -114,7 +114,7 @@ def linear_parts(module: nn.Module) -> tuple[Tensor, Tensor | None]:
             f"head: expected a plain nn.Linear, got {kind}; pass LMHead(weight, ...) yourself"
         )
     if isinstance(module, nn.Linear):
-        refuse_hooks(module)  # of an embedding they act on the look-up, which is the model's
+        check_hooks(module)  # of an embedding they act on the look-up, which is the model's
     bias = getattr(module, "bias", None)
     return weight, bias if isinstance(bias, Tensor) else None
 

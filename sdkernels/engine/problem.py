@@ -19,6 +19,7 @@ from sdkernels.engine.linear import hidden_gradient, project
 from sdkernels.engine.stats import Tokens, TokenStats, zeros_like_stat
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
 from sdkernels.rows import RowBackend, RowGate, RowSpec, Side, slab_columns
+from sdkernels.rows.pages import large_empty
 
 
 @dataclass
@@ -107,7 +108,7 @@ class Problem:
             return torch.empty((0, self.head.vocab), dtype=self.slab_dtype, device=self.device)
         rows = self.plan.chunk_tokens * (2 if isinstance(self.teacher, HiddenTeacher) else 1)
         columns = slab_columns(self.head.vocab) if self.padded else self.head.vocab
-        slab = torch.empty((rows, columns), dtype=self.slab_dtype, device=self.device)
+        slab = large_empty((rows, columns), dtype=self.slab_dtype, device=self.device)
         return slab[:, : self.head.vocab]
 
     @property

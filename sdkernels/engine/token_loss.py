@@ -88,7 +88,8 @@ def token_loss(
             GPU.
         slab_dtype: "float32" logits, or "model" for the dtype of `hidden` (half the traffic in
             bf16, less exact).
-        backend: "auto", "triton" or "torch".
+        backend: "auto", "triton", "torch", or "compiled" (torch.compile; the first call takes
+            seconds, later ones less than with "torch").
         debug: also make the checks that cost a synchronisation on a GPU (ids in range, finite loss,
             token by token).
 

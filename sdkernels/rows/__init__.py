@@ -1,9 +1,9 @@
-"""Row passes over logits: statistics and gradients, behind one small interface with two
+"""Row passes over logits: statistics and gradients, behind one small interface with three
 implementations.
 
 `torch_rows` (plain torch) runs everywhere and is the oracle in float64. `triton_rows` runs the
 Triton kernels of `sdkernels.kernels` on GPUs; "auto" takes it wherever it can run, but for float64
-and for CPU tensors.
+and for CPU tensors. `compiled_rows` is plain torch through torch.compile, by hand only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import torch
 
 from sdkernels.kernels import unavailable_reason
+from sdkernels.rows.compiled_rows import CompiledRows
 from sdkernels.rows.interface import RowBackend, RowGate, RowSpec, Side, slab_columns
 from sdkernels.rows.torch_rows import TorchRows
 
@@ -26,7 +27,7 @@ __all__ = [
     "resolve_backend",
 ]
 
-BACKENDS = ("auto", "triton", "torch")
+BACKENDS = ("auto", "triton", "torch", "compiled")
 
 logger = logging.getLogger("sdkernels")
 _announced: set[tuple[str, str]] = set()
@@ -44,6 +45,8 @@ def resolve_backend(
         raise ValueError(f"backend={backend!r}: accepted are {', '.join(map(repr, BACKENDS))}")
     if backend == "torch":
         return _chosen(TorchRows(), device, "asked for")
+    if backend == "compiled":
+        return _chosen(CompiledRows(), device, "asked for")
     reason = unavailable_reason(device)
     if reason is None and compute_dtype == torch.float64:
         reason = "the Triton kernels do not compute in float64"

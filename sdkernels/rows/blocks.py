@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.rows.interface import RowSpec, Side
+from sdkernels.rows.pages import large_empty
 
 # 3 MiB of float32 a buffer, so that a handful stays in a CPU's last-level cache. Blocks half as big
 # cost the same on an idle machine, but twice the barriers between threads (docs/decisions.md).
@@ -45,9 +46,8 @@ class Scratch:
     def __call__(self, name: str, rows: int) -> Tensor:
         """`[rows, V]` of the buffer `name`; whatever it held is lost."""
         if name not in self.buffers:
-            self.buffers[name] = torch.empty(
-                self.rows, self.vocab, dtype=self.dtype, device=self.device
-            )
+            shape = (self.rows, self.vocab)
+            self.buffers[name] = large_empty(shape, dtype=self.dtype, device=self.device)
         return self.buffers[name][:rows]
 
 

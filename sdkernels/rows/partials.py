@@ -31,14 +31,16 @@ class Partials:
 
 @dataclass(frozen=True)
 class RowNumbers:
-    """What later passes need of each row, `[C]`: the pivot (0 without mass), log Z (-inf without
+    """What later passes need of each row, `[C]`: the pivot, Z and log Z (0, 0 and -inf without
     mass), the teacher's, and log Z_s - log Z_t.
     """
 
     pivot_C: Tensor
     log_z_C: Tensor
+    z_C: Tensor
     teacher_pivot_C: Tensor | None = None
     teacher_log_z_C: Tensor | None = None
+    teacher_z_C: Tensor | None = None
     shift_C: Tensor | None = None
 
 
@@ -59,7 +61,7 @@ def merge(
     if known_CK is not None and sums.chosen_CK is not None:
         stats["logp"] = s.logp(sums.chosen_CK, known_CK)
     if partials_CFP.shape[1] < PAIR_FIELDS:
-        return stats, RowNumbers(s.pivot_C, s.log_z_C)
+        return stats, RowNumbers(s.pivot_C, s.log_z_C, s.z_C)
     t = _Model.of(partials_CFP, TEACHER_MAX)
     stats |= {"teacher_entropy": t.entropy_C, "teacher_lse": t.pivot_C + t.log_z_C}
     if known_CK is not None and sums.teacher_chosen_CK is not None:
@@ -72,7 +74,8 @@ def merge(
     kl_ts_C = kl_ts_C.masked_fill(s.empty_C, torch.inf).masked_fill(t.empty_C, 0.0)
     kl_st_C = kl_st_C.masked_fill(t.empty_C, torch.inf).masked_fill(s.empty_C, 0.0)
     stats |= {"kl_teacher_student": kl_ts_C, "kl_student_teacher": kl_st_C}
-    return stats, RowNumbers(s.pivot_C, s.log_z_C, t.pivot_C, t.log_z_C, shift_C)
+    numbers = RowNumbers(s.pivot_C, s.log_z_C, s.z_C, t.pivot_C, t.log_z_C, t.z_C, shift_C=shift_C)
+    return stats, numbers
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def _forward_block(
     z_t_RV = None if teacher is None else transformed(teacher, "teacher", lo, hi, scratch)
     if spec.topk is not None:
         source_RV = z_RV if spec.topk_of == "student" or z_t_RV is None else z_t_RV
-        support_RK = _topk(source_RV, spec.topk, spec)
+        support_RK = topk_ids(source_RV, spec.topk, spec)
     ids_RK = side_by_side(chosen_RK, support_RK)
     columns_RK = ids_RK if ids_RK is None or spec.shard is None else spec.shard.local(ids_RK)
     s = Softmax.of(z_RV, "student", columns_RK, scratch)
@@ -147,7 +147,7 @@ def _forward_block(
     return stats, rows
 
 
-def _topk(z_RV: Tensor, k: int, spec: RowSpec) -> Tensor:
+def topk_ids(z_RV: Tensor, k: int, spec: RowSpec) -> Tensor:
     """Ids of the k largest logits of each row, of all slices."""
     largest = z_RV.topk(min(k, z_RV.shape[1]), dim=-1)
     if spec.shard is None:

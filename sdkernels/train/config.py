@@ -311,7 +311,7 @@ class SelfDistillConfig(TrainingArguments):
 
     # --- engine -----------------------------------------------------------------------------------
     engine_backend: str = _setting(
-        "auto", "Rows implementation of the engine: auto, triton or torch."
+        "auto", "Rows implementation of the engine: auto, triton, torch or compiled."
     )
     chunk_bytes: int | None = _setting(
         None, "Bytes the loss may use beyond inputs and gradients; None: from the device."

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sdkernels.rows import BACKENDS
 from sdkernels.train.settings import check_choice
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def check_choices(config: SelfDistillConfig) -> None:
         ("scale_rewards", ADVANTAGE_SCALES),
         ("aggregation", AGGREGATIONS),
         ("dtype", DTYPES),
-        ("engine_backend", ("auto", "triton", "torch")),
+        ("engine_backend", BACKENDS),
         ("slab_dtype", ("float32", "model")),
     ):
         check_choice(name, getattr(config, name), accepted)

@@ -200,6 +200,15 @@ def check_triton(rank: int, world: int, how: str) -> None:
         _close(name, value.to(exact[name].dtype), exact[name], 2e-5)
 
 
+def check_compiled(rank: int, world: int) -> None:
+    """The rows through torch.compile, in float64: the same sums are joined."""
+    case = {**PLAIN, "topk": 4, "masked": True, "bias": True}
+    problem = World(rank, world, torch.float64, case)
+    found, expected = problem.run(True, "loss", "compiled"), problem.run(False, "loss")
+    for name, value in found.items():
+        _close(name, value, expected[name], 1e-12)
+
+
 def check_fused(rank: int, world: int) -> None:
     """Statistics without logits in memory, on a split head."""
     problem = World(rank, world, torch.float32, {"ids": 3, "bias": True})
@@ -397,6 +406,7 @@ def main(rank: int, world: int, store: str) -> dict[str, str]:
             checks[f"recipe {name}"] = lambda n=name: check_recipe(rank, world, n)
         for how in ("loss", "stats"):
             checks[f"triton, {how}"] = lambda h=how: check_triton(rank, world, h)
+        checks["compiled"] = lambda: check_compiled(rank, world)
         checks["without a slab"] = lambda: check_fused(rank, world)
     checks["collectives"] = lambda: check_collectives(rank, world)
     checks["errors"] = lambda: check_errors(rank, world)
