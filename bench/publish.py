@@ -3,19 +3,21 @@
     python -m bench.publish bench/results/cpu-2026-11-22.json
 
 writes the plots to `bench/plots/`, and the tables between the markers of README.md (headline) and
-bench/README.md (all runs). `tests/bench/test_publish.py` checks that both still say what the file
-says.
+bench/README.md (all runs). A file of `trl_step`, `trainer_step` or its `--recipes` has a block of
+its own in bench/README.md. `tests/bench/test_publish.py` checks that they still say what the files
+say.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots, results, tables
+from . import plots, results, step_tables, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PLOTS = ROOT / "bench" / "plots"
@@ -46,6 +48,7 @@ def everything(result: dict[str, Any], file: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+STEPS_PAGE = "bench/README.md"
 PAGES = {"README.md": headline, "bench/README.md": everything}
 
 
@@ -77,11 +80,40 @@ def publish(path: Path) -> list[Path]:
     return written
 
 
+def published_step(kind: str) -> tuple[str, str]:
+    """Like `published`, for the block of a kind of `step_tables`."""
+    found = _step_block(kind, (ROOT / STEPS_PAGE).read_text(encoding="utf-8"))
+    return found["file"], found["body"]
+
+
+def _step_block(kind: str, text: str) -> re.Match[str]:
+    found = re.search(
+        rf"<!-- {kind}: (?P<file>\S+) -->\n(?P<body>.*?)<!-- {kind}: end -->", text, re.S
+    )
+    if found is None:
+        raise ValueError(f"{STEPS_PAGE} has no block <!-- {kind}: FILE.json --> ...")
+    return found
+
+
+def publish_step(path: Path, report: dict[str, Any]) -> list[Path]:
+    """Write the block of a file of `step_tables`; returns what was written."""
+    page, kind = ROOT / STEPS_PAGE, report["kind"]
+    file = path.resolve().relative_to(ROOT).as_posix()
+    text = page.read_text(encoding="utf-8")
+    found = _step_block(kind, text)
+    block = f"<!-- {kind}: {file} -->\n{step_tables.block(report, file)}<!-- {kind}: end -->"
+    page.write_text(text[: found.start()] + block + text[found.end() :], encoding="utf-8")
+    return [page]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.publish")
     parser.add_argument("file", type=Path, help="results file below the repository")
-    for path in publish(parser.parse_args(arguments).file):
+    file = parser.parse_args(arguments).file
+    report = json.loads(file.read_text(encoding="utf-8"))
+    kind = report.get("kind") if isinstance(report, dict) else None
+    for path in publish_step(file, report) if kind in step_tables.TABLES else publish(file):
         print(f"written: {path.relative_to(ROOT)}")
 
 

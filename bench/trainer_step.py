@@ -14,21 +14,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("torch", "transformers", "trl", "accelerate", "sdkernels")
+from .machine import machine
+from .step_tables import command_line, default_path
+
 PROMPT = "A train leaves at nine and drives 80 km an hour. {i} people sit in it. "
 SOLUTION = "First find the time that is left, then multiply it by the speed. "
 
@@ -282,26 +281,6 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def setup() -> dict[str, Any]:
-    """Hardware and versions."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return {
-        "date": datetime.date.today().isoformat(),
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or "cpu",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "versions": found,
-    }
-
-
 def main(arguments: list[str] | None = None) -> None:
     """Run what the flags name; see the module."""
     parser = argparse.ArgumentParser(prog="python -m bench.trainer_step")
@@ -313,7 +292,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=3, help="steps that count")
     parser.add_argument("--recipes", action="store_true", help="every recipe against SDPO")
     parser.add_argument("--contexts", action="store_true", help="every context against SDPO")
-    parser.add_argument("--out", help="JSON file; default: bench/results/trainer-...json")
+    parser.add_argument(
+        "--out", help="JSON file; default: bench/results/<kind>-<hardware>-<date>.json"
+    )
     parser.add_argument("--one", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
@@ -325,10 +306,18 @@ def main(arguments: list[str] | None = None) -> None:
         kind, rows = "methods", measure(options)
     else:
         kind, rows = "trainer", compare(options)
-    report = setup() | {"settings": vars(options), "rows": rows}
-    device = "cpu" if "cpu" in report["versions"]["torch"] else "gpu"
-    default = Path(__file__).parent / "results" / f"{kind}-{device}-{report['date']}.json"
-    out = Path(options.out or default)
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    flags = ("model", "prompts", "generations", "prompt", "completion", "steps")
+    report = {
+        "kind": kind,
+        "command": command_line("trainer_step", arguments),
+        "machine": machine(device),
+        "settings": {name: getattr(options, name) for name in flags},
+        "rows": rows,
+    }
+    out = Path(options.out or default_path(kind, device))
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
     print(f"written: {out}")

@@ -1,6 +1,6 @@
 """TRL's trainers before and after `use_engine`: time and peak memory of the loss part of one step.
 
-    python -m bench.trl_step --tokens 2048 --json results.json
+    python -m bench.trl_step --tokens 2048
 
 A trainer is made around a model with one small layer, so that head and loss are nearly all of the
 step; what the layer costs (forward and backward without a head) is measured too and subtracted.
@@ -26,14 +26,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.machine import machine
 from bench.measure import peak_extra_bytes, seconds, spread
+from bench.step_tables import command_line, default_path, trl_table
 
 SEQUENCES, PROMPT = 4, 32
 TRAINERS = ("sdpo", "gkd", "distillation", "grpo")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Measure what the flags ask for and print a table; `--json` keeps the numbers."""
+    """Measure what the flags ask for, print a table and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
     parser.add_argument("--tokens", type=int, default=2048, help="tokens with a loss")
@@ -41,27 +43,28 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--vocab", type=int, default=49152)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument(
+        "--out", type=Path, help="JSON file; default: bench/results/trl-<hardware>-<date>.json"
+    )
     parser.add_argument("--only", choices=TRAINERS, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     if flags.only:
         print(json.dumps(measure(flags.only, flags)))
         return
     results = {name: in_own_process(name, flags) for name in flags.trainers}
-    print("loss part         seconds before   after  ratio  MiB before   after")
-    for name, found in results.items():
-        before, after = found["before"], found["after"]
-        layer = found["layer"]["seconds"]["median"]
-        times = [side["seconds"]["median"] - layer for side in (before, after)]
-        sizes = [side["peak_extra_bytes"] for side in (before, after)]
-        mib = [float("nan") if size is None else size / 2**20 for size in sizes]
-        print(
-            f"{name:14}{times[0]:18.2f}{times[1]:8.2f}{times[0] / times[1]:7.2f}"
-            f"{mib[0]:12.0f}{mib[1]:8.0f}"
-        )
-    if flags.json:
-        shape = {key: getattr(flags, key) for key in ("tokens", "hidden", "vocab", "threads")}
-        flags.json.write_text(json.dumps({"shape": shape, "trainers": results}, indent=1) + "\n")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report = {
+        "kind": "trl",
+        "command": command_line("trl_step", argv),
+        "machine": machine(device),
+        "settings": {key: getattr(flags, key) for key in ("tokens", "hidden", "vocab", "rounds")},
+        "rows": [{"name": name, **found} for name, found in results.items()],
+    }
+    print(trl_table(report))
+    out = flags.out or default_path("trl", device)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print(f"written: {out}")
 
 
 def in_own_process(name: str, flags: argparse.Namespace) -> dict[str, Any]:

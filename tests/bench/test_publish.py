@@ -1,10 +1,12 @@
 """The pages say what the results file says, and name it."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from sdkernels.bench import publish, results, runner
+from sdkernels.bench import publish, results, runner, step_tables
 from sdkernels.bench.machine import machine
 
 ROOT = Path(__file__).parents[2]
@@ -25,9 +27,18 @@ def test_both_pages_name_the_same_file():
 
 def test_recorded_results_can_be_read():
     for path in (ROOT / "bench" / "results").glob("*.json"):
-        # The others are of bench/gpu.py, bench/trainer_step.py and bench/method_cost.py.
-        if not path.name.startswith(("gpu-", "trainer-", "methods-")):
+        # The others are of bench/gpu.py and of whole steps.
+        if not path.name.startswith(("gpu-", *(f"{kind}-" for kind in step_tables.TABLES))):
             assert results.read(path)["runs"]
+
+
+@pytest.mark.parametrize("kind", step_tables.TABLES)
+def test_published_steps_are_those_of_their_file(kind):
+    file, body = publish.published_step(kind)
+    if file == "none":
+        assert "|" not in body
+        return
+    assert body == step_tables.block(json.loads((ROOT / file).read_text()), file)
 
 
 @pytest.fixture
@@ -70,3 +81,27 @@ def test_a_page_without_its_block_is_an_error(repository):
     (root / "README.md").write_text("no block", encoding="utf-8")
     with pytest.raises(ValueError, match=r"README\.md has no block"):
         publish.publish(file)
+
+
+def test_the_file_of_a_step_goes_into_its_own_block(repository):
+    root, _ = repository
+    before = (root / publish.STEPS_PAGE).read_text(encoding="utf-8")
+    report = {
+        "kind": "methods",
+        "command": "c",
+        "machine": machine(torch.device("cpu")),
+        "settings": {"steps": 3},
+        "rows": [
+            {"name": "recipe a", "seconds": 1.5, "of_sdpo": 1.04, "sdpo_seconds": 1.4},
+            {"name": "context b", "not_run": "it generates text"},
+        ],
+    }
+    file = root / "bench" / "results" / "methods-cpu-2026-01-01.json"
+    file.write_text(json.dumps(report))
+    publish.main([str(file)])
+    name, body = publish.published_step("methods")
+    assert name == "bench/results/methods-cpu-2026-01-01.json"
+    assert "| recipe a | 1.50 | 104% |\n| context b | not run: it generates text | |\n" in body
+    after = (root / publish.STEPS_PAGE).read_text(encoding="utf-8")
+    assert after.split("<!-- methods: ")[0] == before.split("<!-- methods: ")[0]
+    assert after.split("<!-- methods: end")[1] == before.split("<!-- methods: end")[1]

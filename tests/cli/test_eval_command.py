@@ -103,7 +103,7 @@ def test_columns_of_other_names(evaluate, monkeypatch, tmp_path):
         assert (example.prompt[-1]["content"], example.answer) == ("1+1?", "2")
     for columns, part in (
         ("prompt=task_txt", "there is no column 'task_txt' for `prompt`"),
-        ("promt=task_text", "unknown field 'promt'"),
+        ("promptx=task_text", "unknown field 'promptx'"),
         ("prompt", "--dataset-columns: expected key=value, got 'prompt'"),
     ):
         status, _, err = evaluate("--dataset", str(data), "--dataset-columns", columns)

@@ -1,0 +1,47 @@
+"""Tables of whole steps, from rows with numbers that can be checked by hand."""
+
+import torch
+
+from sdkernels.bench import step_tables
+
+MIB = 1 << 20
+
+
+def side(seconds: float, mebibytes: int | None) -> dict:
+    size = None if mebibytes is None else mebibytes * MIB
+    return {"seconds": {"median": seconds}, "peak_extra_bytes": size}
+
+
+def test_the_layers_time_is_taken_off_both_sides() -> None:
+    rows = [
+        {"name": "sdpo", "before": side(5.0, 800), "after": side(3.0, 200), "layer": side(1.0, 9)},
+        {"name": "gkd", "before": side(2.0, None), "after": side(2.0, None), "layer": side(1.0, 9)},
+    ]
+    lines = step_tables.trl_table({"rows": rows}).splitlines()
+    assert lines[2] == "| sdpo | 4.00 | 2.00 | 2.00 | 800 | 200 | 0.25 |"
+    assert lines[3] == "| gkd | 1.00 | 1.00 | 1.00 | | | |"
+
+
+def test_a_trainer_that_did_not_run_says_why() -> None:
+    ran = {
+        "name": "ours",
+        "step_seconds": {"median": 4.0},
+        "step_tokens_per_second": 256.0,
+        "without_rollout_seconds": {"median": 2.0},
+        "without_rollout_tokens_per_second": 512.0,
+        "peak_memory_bytes": 3 << 30,
+    }
+    table = step_tables.trainer_table({"rows": [ran, {"name": "TRL", "not_run": "no trl"}]})
+    assert table.splitlines()[2:] == [
+        "| ours | 4.00 | 256 | 2.00 | 512 | 3.00 |",
+        "| TRL | not run: no trl | | | | |",
+    ]
+
+
+def test_names_say_what_and_where() -> None:
+    assert step_tables.command_line("trl_step", ["--tokens", "8"]) == (
+        "python -m bench.trl_step --tokens 8"
+    )
+    name = step_tables.default_path("trl", torch.device("cpu")).name
+    assert name.startswith("trl-cpu-")
+    assert name.endswith(".json")
