@@ -1,10 +1,11 @@
-"""`make gpu`: tests on the device, a memory check of each kernel, and shape A, in one command.
+"""`make gpu`: tests on the device, shape A, the suite, and a memory check of each kernel.
 
     python -m bench.gpu [--out FILE] [--skip-tests] [--tokens 8192 --hidden 4096 --vocab 151936]
 
 Writes one JSON file (default: `$OUT/gpu.json`, else `bench/results/gpu-<date>.json`), beside it the
-suite's results file `<hardware>-<date>.json`, and prints tables, that of shape A last. Exit status:
-0, 1 if a test or the memory check fails, 2 if the kernels cannot run here.
+suite's results file `<hardware>-<date>.json`, and prints tables, that of shape A last. The file is
+written after every part. Exit status: 0, 1 if a test or the memory check fails, 2 if the kernels
+cannot run here.
 """
 
 from __future__ import annotations
@@ -122,15 +123,23 @@ def main(arguments: list[str] | None = None) -> int:
     from .gpu_shape_a import benchmark
 
     result: dict[str, Any] = {"machine": machine()}
-    result["benchmark"] = benchmark(options.tokens, options.hidden, options.vocab)
+
+    def keep() -> None:
+        """After every part: one that hangs or takes the process down loses nothing before it."""
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+
     if not options.skip_tests:
-        torch.cuda.empty_cache()
         result["tests"] = run_tests()
-        result["sanitizer"] = run_sanitizer()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+        keep()
+    result["benchmark"] = benchmark(options.tokens, options.hidden, options.vocab)
+    keep()
     if options.suite_seconds > 0:
+        torch.cuda.empty_cache()
         _suite(options.suite_seconds, options.out.parent)
+    if not options.skip_tests:
+        result["sanitizer"] = run_sanitizer()
+        keep()
     print("\n" + table(result) + f"\nwritten to {options.out}")
     return 1 if failed(result) else 0
 

@@ -1,5 +1,6 @@
 """`make gpu` where there is no GPU, and what it makes of results."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,22 @@ def test_with_a_triton_that_is_too_old_it_says_so(monkeypatch: pytest.MonkeyPatc
     assert "Triton 3.2.0 is too old" in reason
     monkeypatch.setattr("triton.__version__", "3.6.0")
     assert gpu.cannot_run() is None
+
+
+def test_a_part_that_fails_loses_nothing_before_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*_: int) -> dict[str, Any]:
+        raise RuntimeError("illegal memory access")
+
+    monkeypatch.setattr(gpu, "cannot_run", lambda: None)
+    monkeypatch.setattr(gpu, "machine", lambda: RESULT["machine"])
+    monkeypatch.setattr(gpu, "run_tests", lambda: {"status": "passed", "tests": 9.0})
+    monkeypatch.setattr("sdkernels.bench.gpu_shape_a.benchmark", broken)
+    out = tmp_path / "new" / "gpu.json"
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        gpu.main(["--out", str(out)])
+    assert json.loads(out.read_text())["tests"]["status"] == "passed"
 
 
 @pytest.mark.parametrize(
