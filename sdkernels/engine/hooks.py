@@ -38,7 +38,7 @@ def check_hooks(module: nn.Module) -> None:
     for attribute, kind in KINDS.items():
         for hook in getattr(module, attribute, {}).values():
             what = f"{kind} ({_name(hook)})"
-            if _comes_from(hook, MAKES_WEIGHTS):
+            if _is_a(hook, MAKES_WEIGHTS):
                 raise TypeError(_message(module, what))
             if not _comes_from(hook, HARMLESS):
                 warnings.warn(
@@ -88,6 +88,13 @@ def _comes_from(hook: Any, packages: tuple[str, ...]) -> bool:
     origin = _origin(hook)
     module = getattr(origin, "__module__", None) or type(origin).__module__
     return any(module == name or module.startswith(f"{name}.") for name in packages)
+
+
+def _is_a(hook: Any, packages: tuple[str, ...]) -> bool:
+    """Whether it or a class that its own inherits from comes from there: a subclass of a pruning
+    method is one too, wherever it is defined.
+    """
+    return any(_comes_from(each, packages) for each in (hook, *type(_origin(hook)).__mro__))
 
 
 def _name(hook: Any) -> str:

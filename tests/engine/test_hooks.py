@@ -58,6 +58,19 @@ def test_a_pruned_layer_is_refused() -> None:
         check_hooks(layer)
 
 
+def test_a_pruning_method_of_the_users_own_is_refused() -> None:
+    class Mine(pruning.BasePruningMethod):
+        PRUNING_TYPE = "unstructured"
+
+        def compute_mask(self, t: torch.Tensor, default_mask: torch.Tensor) -> torch.Tensor:
+            return default_mask * (t > 0)
+
+    layer = linear()
+    Mine.apply(layer, "weight")
+    with pytest.raises(TypeError, match=r"forward pre-hook .*Mine."):
+        check_hooks(layer)
+
+
 @pytest.mark.parametrize(
     "module",
     [
