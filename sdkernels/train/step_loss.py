@@ -255,8 +255,8 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
             f"{' or '.join(map(repr, recipe.gates))}"
         )
     settings = config.mapping("gate_args")
-    if kind == "entropy_sign" and not settings:
-        settings = {"quantile": 0.8, "min_tokens": 8}
+    if kind == "entropy_sign" and settings.get("tau") is None:
+        settings = {"min_tokens": 8, **(settings or {"quantile": 0.8})}
     make = GATE_TYPES[kind]
     for name in settings:
         check_choice(

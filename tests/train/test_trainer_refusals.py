@@ -69,6 +69,20 @@ def test_the_hard_gate_has_the_guard_of_the_smooth_one(make_config):
 
 
 @pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({"quantile": 0.5}, 8),
+        ({"quantile": 0.5, "scope": "batch"}, 8),
+        ({"quantile": 0.5, "min_tokens": 3}, 3),
+        ({"tau": 0.5}, 2),  # without effect: no quantile is taken
+    ],
+)
+def test_the_hard_gates_guard_stays_with_settings(make_config, settings, least):
+    gate = make_gate(make_config(gate="entropy_sign", gate_args=settings), recipes.get("dasd"))
+    assert gate.min_tokens == least
+
+
+@pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"rhoo": 0.2}, "setting='rhoo' .did you mean 'rho'.*reading, scope"),
