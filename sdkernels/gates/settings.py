@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 SCOPES = ("sequence", "batch", "fixed")
 
@@ -34,8 +35,8 @@ def nats(name: str, value: float) -> float:
 
 
 def at_least_1(name: str, value: int) -> int:
-    if isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value} is not accepted; give a whole number >= 1")
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"{name}={value!r} is not accepted; give a whole number >= 1")
     return value
 
 
