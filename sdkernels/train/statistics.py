@@ -62,7 +62,7 @@ def bootstrap_interval(
     Raises:
         ValueError: no values, or a level outside (0, 1).
     """
-    _check(values, level)
+    _check("values", values, level)
     array = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
     # In blocks, which draw the same numbers as one draw of all would.
@@ -87,15 +87,15 @@ def share_interval(
     [0, z^2 / (n + z^2)]. It takes the answers to one problem for one, as no spread tells more.
 
     Raises:
-        ValueError: no shares, one outside [0, 1], or a level outside (0, 1).
+        ValueError: no shares, one outside [0, 1] or NaN, or a level outside (0, 1).
     """
-    _check(shares, level)
-    least, most = min(shares), max(shares)
-    if not (least >= 0 and most <= 1):
-        raise ValueError(f"shares from {least} to {most}: expected numbers from 0 to 1")
-    if least < most:
+    _check("shares", shares, level)
+    for index, share in enumerate(shares):
+        if not 0 <= share <= 1:
+            raise ValueError(f"shares[{index}]={share}: expected numbers from 0 to 1")
+    if min(shares) < max(shares):
         return bootstrap_interval(shares, seed=seed, level=level)
-    n, share = len(shares), float(least)
+    n, share = len(shares), float(shares[0])
     z2 = NormalDist().inv_cdf((1 + level) / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2) / (1 + z2 / n)
@@ -103,9 +103,9 @@ def share_interval(
     return min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def _check(values: Sequence[float], level: float) -> None:
+def _check(name: str, values: Sequence[float], level: float) -> None:
     if not len(values):
-        raise ValueError("values is empty: an interval needs at least one problem")
+        raise ValueError(f"{name} is empty: an interval needs at least one problem")
     if not 0 < level < 1:
         raise ValueError(f"level={level}: expected a number between 0 and 1")
 

@@ -105,8 +105,14 @@ def test_shares_that_differ_are_bootstrapped():
     for wrong in ([0.5, 1.5], [-0.1, 0.2], [-1.0]):
         with pytest.raises(ValueError, match="expected numbers from 0 to 1"):
             share_interval(wrong)
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(ValueError, match="shares is empty"):
         share_interval([])
+
+
+@pytest.mark.parametrize("shares", [[0.5, float("nan")], [float("nan"), 0.5], [0.0, 0.5, -0.1]])
+def test_a_wrong_share_is_named_wherever_it_stands(shares):
+    with pytest.raises(ValueError, match=r"shares\[\d\]=(nan|-0.1): expected numbers from 0 to 1"):
+        share_interval(shares)
 
 
 def test_paired_difference_sees_what_two_intervals_do_not():
