@@ -81,6 +81,11 @@ def on_gpu(setting: Setting) -> str | None:
     return None if setting.device.type == "cuda" else "runs on GPUs only"
 
 
+def on_cpu(setting: Setting) -> str | None:
+    """It is for CPUs only."""
+    return None if setting.device.type == "cpu" else "runs on CPUs only"
+
+
 def in_16_bit(setting: Setting) -> str | None:
     """It takes bfloat16 and float16 only."""
     return None if setting.dtype.itemsize == 2 else "takes bfloat16 and float16 only"

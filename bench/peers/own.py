@@ -13,7 +13,7 @@ import sdkernels as sd
 from sdkernels import recipes
 
 from ..formulas import CLIP_HIGH, CLIP_LOW, DASD_BETA, DASD_MIN_PROB, TOPK, clipped_surrogate
-from ..peer import Call, Peer, can_compile
+from ..peer import Call, Peer, can_compile, first_of, on_cpu
 from ..problem import Problem
 
 
@@ -148,7 +148,7 @@ PEERS = [
         "sdkernels-compiled",
         "sdkernels, backend='compiled'",
         {"logprob-entropy-forward": _logprob_and_entropy_compiled, **_losses(backend="compiled")},
-        can_compile,
+        first_of(on_cpu, can_compile),
     ),
     Peer(
         "sdkernels-per-token",

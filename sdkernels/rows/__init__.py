@@ -46,6 +46,11 @@ def resolve_backend(
     if backend == "torch":
         return _chosen(TorchRows(), device, "asked for")
     if backend == "compiled":
+        if device.type != "cpu":
+            raise ValueError(
+                "backend='compiled' cannot run: it is for CPU tensors, these are on "
+                f"{device.type}. Use backend='auto'"
+            )
         return _chosen(CompiledRows(), device, "asked for")
     reason = unavailable_reason(device)
     if reason is None and compute_dtype == torch.float64:

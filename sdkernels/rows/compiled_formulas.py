@@ -1,8 +1,8 @@
-"""The three passes over logits as plain functions of whole chunks, for torch.compile.
+"""The passes over logits as plain functions of whole chunks, for torch.compile.
 
 With x = z - max z (0 where the max is -inf), S = e^x_s / Z_s, T likewise, and
 r = log(T / S) = x_t - x_s + shift, where 0 * anything = 0:
-    sums: max, sum e^x, sum e^x x of each model; sum e^x_t g, sum e^x_s g with g = x_t - x_s
+    maximum, sums: max, sum e^x, sum e^x x of each model; sum e^x_t g, sum e^x_s g, g = x_t - x_s
     mixture: sum S log(M/S), sum T log(M/T) for M = beta T + (1 - beta) S; sum min(T r, clip)
     dz_s = S (A + B x_s - G (r + KL(S||T)) - J (log(M/S) + KL(S||M))) - T (c + (c' where unclipped))
 
@@ -58,15 +58,30 @@ def transformed(logits: Logits, dtype: torch.dtype) -> Tensor:
     return z_CV
 
 
-def sums(student: Logits, teacher: Logits | None, dtype: torch.dtype) -> Tensor:
+def maximum(logits: Logits, dtype: torch.dtype) -> Tensor:
+    """`[C]`: the largest logit of each row.
+
+    A program of its own: in one with the sums the compiler would keep a softcap's result, of a
+    slab's size, from the first loop to the second.
+    """
+    return transformed(logits, dtype).amax(-1)
+
+
+def sums(
+    student: Logits,
+    max_C: Tensor,
+    teacher: Logits | None,
+    teacher_max_C: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """`[C, F]` in float64: the fields of `rows.partials`, of one model or of two."""
-    max_C, x_CV, e_CV = _pivoted(student, dtype)
+    x_CV, e_CV = _pivoted(student, max_C, dtype)
     fields = [max_C.double(), _sum(e_CV), _sum(_times(e_CV, x_CV))]
-    if teacher is not None:
-        t_max_C, t_x_CV, t_e_CV = _pivoted(teacher, dtype)
+    if teacher is not None and teacher_max_C is not None:
+        t_x_CV, t_e_CV = _pivoted(teacher, teacher_max_C, dtype)
         # The gap entry by entry: two rounded cross terms would lose a small divergence.
         gap_CV = t_x_CV - x_CV
-        fields += [t_max_C.double(), _sum(t_e_CV), _sum(_times(t_e_CV, t_x_CV))]
+        fields += [teacher_max_C.double(), _sum(t_e_CV), _sum(_times(t_e_CV, t_x_CV))]
         fields += [_sum(_times(t_e_CV, gap_CV)), _sum(_times(e_CV, gap_CV))]
     return torch.stack(fields, dim=1)
 
@@ -162,12 +177,11 @@ def slope(z: Tensor, logits: Logits) -> Tensor:
     return factor if logits.temperature is None else factor / logits.temperature
 
 
-def _pivoted(logits: Logits, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """max z, x and e^x."""
-    z_CV = transformed(logits, dtype)
-    max_C = z_CV.amax(-1)
-    x_CV = z_CV - torch.where(max_C == -torch.inf, 0.0, max_C)[:, None]
-    return max_C, x_CV, x_CV.exp()
+def _pivoted(logits: Logits, max_C: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """x and e^x."""
+    pivot_C = torch.where(max_C == -torch.inf, 0.0, max_C)
+    x_CV = transformed(logits, dtype) - pivot_C[:, None]
+    return x_CV, x_CV.exp()
 
 
 def _distribution(logits: Logits, row: Row, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -184,7 +198,10 @@ def _log_ratio(x_CV: Tensor, t_x_CV: Tensor, shift_C: Tensor) -> Tensor:
 def _log_mixture_ratios(r_CV: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
     """log(M/S) and log(M/T), as in `torch_rows`: exactly 0 where r is, finite for any r."""
     weight_CV = torch.where(r_CV > 0, 1.0 - beta, beta)
-    common_CV = (torch.expm1(-r_CV.abs()) * weight_CV).log1p()
+    size_CV = r_CV.abs()
+    # e^-|r| - 1 in its digits: compiled for the CPU, `expm1` is an exponential less 1.
+    less_CV = -torch.tanh(0.5 * size_CV) * (1.0 + (-size_CV).exp())
+    common_CV = (less_CV * weight_CV).log1p()
     return r_CV.clamp_min(0.0) + common_CV, (-r_CV).clamp_min(0.0) + common_CV
 
 

@@ -4,8 +4,8 @@ pass instead of a dozen operations.
 Slabs stay raw until the gradient is written over the student's, and nothing of their size is made.
 Costs per logit: one exponential of each model in the pass for the sums, one in the gradient.
 
-It is asked for by hand (`backend="compiled"`), since the first call of every combination of
-statistics compiles for seconds, and on the CPU that takes a C++ compiler.
+It is asked for by hand (`backend="compiled"`) and for the CPU, since the first call of every
+combination of statistics compiles for seconds, which takes a C++ compiler.
 
 Shape letters: C tokens of the chunk, R rows of a block, V vocabulary (of this process's slice where
 it is split), K ids per token, F sums of a row.
@@ -26,10 +26,11 @@ from sdkernels.rows.blocks import Scratch, blocks, rows_per_block, transformed
 from sdkernels.rows.compiled_formulas import Logits, Row
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
-from sdkernels.rows.partials import MAX, TEACHER_MAX, Partials, RowNumbers, merge
+from sdkernels.rows.partials import MAX, SUM, TEACHER_MAX, Partials, RowNumbers, merge
 from sdkernels.rows.torch_rows import topk_ids
 
-# What one process may compile: combinations of statistics, transforms and dtypes. torch stops at 8.
+# Programs of one function in a process: combinations of statistics, transforms and dtypes. torch
+# would stop at 8.
 MOST_PROGRAMS = 256
 _TEACHER = ("kl_teacher_student", "kl_student_teacher", "jsd", "clipped_kl_teacher_student")
 
@@ -84,7 +85,11 @@ class CompiledRows:
             support_CK = _topk(source, spec.topk, spec)
         ids_CK = side_by_side(chosen_CK, support_CK)
         s, t = _logits(student, spec), None if teacher is None else _logits(teacher, spec)
-        sums_CF = _compiled(formulas.sums)(s, t, spec.compute_dtype)
+        maxima = [
+            None if one is None else _compiled(formulas.maximum)(one, spec.compute_dtype)
+            for one in (s, t)
+        ]
+        sums_CF = _compiled(formulas.sums)(s, maxima[0], t, maxima[1], spec.compute_dtype)
         sums = Partials(
             sums_CF[:, :, None],
             _logits_of(student, ids_CK, spec),
@@ -113,34 +118,43 @@ class CompiledRows:
             t_empty_C = rows.teacher.log_z_C == -torch.inf
             for name in c.keys() & set(_TEACHER):
                 c[name] = c[name].masked_fill(t_empty_C, 0.0)
-        # Their slopes, before the logits are overwritten.
-        onehots = list(_onehots(state, c))
         factors = _factors(state, c)
         towards_teacher = any(name in factors for name in _TEACHER)
+        teacher = state.teacher if towards_teacher else None
         log_ratio = any(name in factors for name in _TEACHER[1:])
+        numbers = {
+            "row": rows.student,
+            "teacher_row": rows.teacher if towards_teacher else None,
+            "shift_C": rows.shift_C if log_ratio else None,
+            "factors": factors,
+            "beta": _number(spec.jsd_beta, student, spec) if "jsd" in factors else None,
+            "entry_clip": _number(spec.entry_clip, student, spec)
+            if _TEACHER[3] in factors
+            else None,
+        }
+        # Before the logits are overwritten.
+        columns_CK, chosen_CK = _chosen_gradient(state, c, teacher, numbers)
         out_CV = None if student.owned else torch.empty_like(student.raw_CV)
-        _compiled(formulas.gradient)(
-            _logits(student, spec),
-            _logits(state.teacher, spec) if towards_teacher else None,
-            rows.student,
-            rows.teacher if towards_teacher else None,
-            rows.shift_C if log_ratio else None,
-            factors,
-            _number(spec.jsd_beta, student, spec) if "jsd" in factors else None,
-            _number(spec.entry_clip, student, spec) if _TEACHER[3] in factors else None,
-            out_CV,
-        )
+        logits = _logits(student, spec), None if teacher is None else _logits(teacher, spec)
+        _compiled(formulas.gradient)(*logits, **numbers, out_CV=out_CV)
         dz_CV: Tensor = student.raw_CV if out_CV is None else out_CV
-        for columns_CK, part_CK in onehots:
-            dz_CV.scatter_add_(-1, columns_CK, part_CK.to(dz_CV.dtype))
+        if columns_CK is not None and chosen_CK is not None:
+            dz_CV.scatter_(-1, columns_CK, chosen_CK.to(dz_CV.dtype))
         return dz_CV
 
 
 @functools.cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
-    # fullgraph: beyond the limit torch would run the function as it stands, with tensors of the
-    # slab's size.
-    compiled: Callable[..., Any] = torch.compile(function, dynamic=True, fullgraph=True)
+    def program(*args: Any, **named: Any) -> Any:
+        # As they stand the formulas make ten tensors of a slab's size.
+        if not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "backend='compiled' cannot run: torch.compile is switched off here "
+                "(TORCHDYNAMO_DISABLE, or a stance of eager). Use backend='auto' or 'torch'"
+            )
+        return function(*args, **named)
+
+    compiled: Callable[..., Any] = torch.compile(program, dynamic=True, fullgraph=True)
     return compiled
 
 
@@ -151,16 +165,22 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
         RuntimeError: on call, when it cannot be compiled here.
     """
 
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **named: Any) -> Any:
         import torch._dynamo as dynamo  # the compiler takes longer to import than torch
 
         try:
             with torch.no_grad(), dynamo.config.patch(recompile_limit=MOST_PROGRAMS):
-                return _compile(function)(*args)
+                return _compile(function)(*args, **named)
+        except dynamo.exc.FailOnRecompileLimitHit as error:
+            raise RuntimeError(
+                f"backend='compiled' cannot run: {MOST_PROGRAMS} combinations of statistics, "
+                f"transforms and dtypes of {function.__name__!r} are compiled already in this "
+                "process. Use backend='auto' or 'torch'"
+            ) from error
         except dynamo.exc.TorchDynamoException as error:
             raise RuntimeError(
                 f"backend='compiled' cannot run: torch.compile failed on {function.__name__!r} of "
-                "the row passes (on the CPU it takes a C++ compiler: set CXX or install g++). "
+                "the row passes (it takes a C++ compiler: set CXX or install g++). "
                 "Use backend='auto' or 'torch'"
             ) from error
 
@@ -204,11 +224,10 @@ def _held(side: Side, ids_CK: Tensor, spec: RowSpec) -> tuple[Tensor, Tensor]:
     return columns_CK.masked_fill(~held_CK, 0), held_CK
 
 
-def _at(side: Side, columns_CK: Tensor, spec: RowSpec) -> Tensor:
-    """Logits of the loss in some columns of each row."""
+def _at(side: Side, columns_CK: Tensor, spec: RowSpec) -> Logits:
+    """Some columns of each row, each with its own bias."""
     bias_CK = None if side.bias_V is None else side.bias_V[columns_CK]
-    chosen = _logits(side, spec)._replace(raw_CV=side.raw_CV.gather(-1, columns_CK), bias_V=bias_CK)
-    return formulas.transformed(chosen, spec.compute_dtype)
+    return _logits(side, spec)._replace(raw_CV=side.raw_CV.gather(-1, columns_CK), bias_V=bias_CK)
 
 
 def _logits_of(side: Side, ids_CK: Tensor | None, spec: RowSpec) -> Tensor | None:
@@ -216,7 +235,8 @@ def _logits_of(side: Side, ids_CK: Tensor | None, spec: RowSpec) -> Tensor | Non
     if ids_CK is None:
         return None
     columns_CK, held_CK = _held(side, ids_CK, spec)
-    return _at(side, columns_CK, spec).masked_fill(~held_CK, 0.0)
+    some_CK = formulas.transformed(_at(side, columns_CK, spec), spec.compute_dtype)
+    return some_CK.masked_fill(~held_CK, 0.0)
 
 
 def _row_numbers(sums_CF: Tensor, numbers: RowNumbers, dtype: torch.dtype) -> _Rows:
@@ -226,8 +246,9 @@ def _row_numbers(sums_CF: Tensor, numbers: RowNumbers, dtype: torch.dtype) -> _R
         own_C = sums_CF[:, field]
         own_C = own_C.masked_fill(own_C == -torch.inf, 0.0)
         moved_C = pivot_C - own_C
-        # e^-moved is 1, or a slice's share of the row.
-        inverse_C = ((-moved_C).exp() / z_C).masked_fill(z_C == 0, 0.0)
+        # e^-moved is 1, or a slice's share of the row; in a slice without mass it means nothing.
+        empty_C = (z_C == 0) | (sums_CF[:, field + SUM - MAX] == 0)
+        inverse_C = ((-moved_C).exp() / z_C).masked_fill(empty_C, 0.0)
         row = Row(own_C.to(dtype), (log_z_C + moved_C).to(dtype), inverse_C.to(dtype))
         return row, moved_C
 
@@ -263,16 +284,39 @@ def _mixture(s: Logits, t: Logits, spec: RowSpec, stats: dict[str, Tensor], rows
         rows.kl_student_mixture_C = kl_s_C.to(spec.compute_dtype)
 
 
-def _onehots(state: _State, c: dict[str, Tensor]) -> Any:
-    """Columns and parts of the gradient that only chosen ids have."""
+def _chosen_gradient(
+    state: _State, c: dict[str, Tensor], teacher: Side | None, numbers: dict[str, Any]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Columns of the ids that have coefficients of their own, and their whole gradient `[C, K]`.
+
+    In the compute dtype, from softmax part and coefficient together: for a token that the model is
+    sure of they nearly cancel, and in a 16-bit slab their sum would be 0.
+    """
     student, spec = state.student, state.spec
+    lists = {"logp": state.chosen_CK, "topk_logp": state.stats.get("topk_ids")}
+    ids_CK = side_by_side(*(ids if name in c else None for name, ids in lists.items()))
+    coef_CK = side_by_side(*(c.get(name) for name in lists))
+    if ids_CK is None or coef_CK is None:
+        return None, None
+    columns_CK, held_CK = _held(student, ids_CK, spec)
     empty_C1 = (state.rows.student.log_z_C == -torch.inf)[:, None]
-    for name, ids_CK in (("logp", state.chosen_CK), ("topk_logp", state.stats.get("topk_ids"))):
-        if name in c and ids_CK is not None:
-            columns_CK, held_CK = _held(student, ids_CK, spec)
-            slope_CK = formulas.slope(_at(student, columns_CK, spec), _logits(student, spec))
-            part_CK = (c[name] * slope_CK).masked_fill(~held_CK | empty_C1, 0.0)
-            yield columns_CK, part_CK
+    coef_CK = coef_CK.masked_fill(~held_CK | empty_C1, 0.0)
+    some = _at(student, columns_CK, spec)
+    slope_CK = formulas.slope(formulas.transformed(some, spec.compute_dtype), some)
+    chosen_CK = torch.empty_like(coef_CK)
+    others = None if teacher is None else _at(teacher, columns_CK, spec)
+    formulas.gradient(some, others, **numbers, out_CV=chosen_CK)
+    return columns_CK, chosen_CK + _sums_of_equal(columns_CK, coef_CK) * slope_CK
+
+
+def _sums_of_equal(columns_CK: Tensor, value_CK: Tensor) -> Tensor:
+    """For each entry the sum over the entries of its row that name the same column."""
+    sorted_CK, order_CK = columns_CK.sort(dim=-1)
+    begins_CK = torch.zeros_like(columns_CK)
+    begins_CK[:, 1:] = sorted_CK[:, 1:] != sorted_CK[:, :-1]
+    group_CK = torch.empty_like(columns_CK).scatter_(-1, order_CK, begins_CK.cumsum(-1))
+    sums_CK = torch.zeros_like(value_CK).scatter_add_(-1, group_CK, value_CK)
+    return sums_CK.gather(-1, group_CK)
 
 
 def _factors(state: _State, c: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,17 +10,21 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from helpers.logit_problems import DEVICE, assert_like_oracle, family
+from helpers.logit_problems import DEVICE, LogitProblem, assert_like_oracle, family
 from torch.profiler import ProfilerActivity, profile
 
 import sdkernels as sd
-from sdkernels.rows import RowSpec, Side, resolve_backend
+from sdkernels.engine.stats import Tokens, TokenStats
+from sdkernels.rows import RowSpec, Side, compiled_rows, resolve_backend
 from sdkernels.rows.compiled_rows import CompiledRows
+from sdkernels.rows.partials import RowNumbers
 from sdkernels.testing import input_families
 
+pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="compiled rows are for the CPU")
 EVERYTHING = RowSpec(torch.float32, jsd_beta=0.3, entry_clip=0.001)
 V = 9001  # whole vectors and a rest
 
@@ -83,6 +87,43 @@ def test_in_float64_it_is_the_oracle() -> None:
 def test_slabs_in_bfloat16_are_read_exactly() -> None:
     problem = family("small_random", 3, V, dtype=torch.bfloat16, spec=EVERYTHING)
     assert_like_oracle(problem, CompiledRows())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_sure_tokens_gradient_survives_a_16_bit_slab(dtype: torch.dtype) -> None:
+    """p - 1 of the chosen id is rounded once, not p before 1 is taken away. It comes twice."""
+    raw_CV = torch.zeros(3, 65)
+    raw_CV[:, 7] = torch.tensor([11.0, 12.5, 14.5])
+    rows = CompiledRows()
+    _, state = rows.forward(
+        Side(raw_CV.to(dtype)), None, torch.tensor([[7, 7]] * 3), None, RowSpec(torch.float32)
+    )
+    grad_CV = rows.backward(state, {"logp": torch.tensor([[-0.25, -0.75]] * 3)})
+    exact_C = raw_CV.double().softmax(-1)[:, 7] - 1
+    torch.testing.assert_close(grad_CV[:, 7].double(), exact_C, rtol=1e-2, atol=0)
+
+
+def test_a_small_jsd_keeps_its_digits() -> None:
+    """Mixtures of nearly equal models: e^-|r| - 1 as a difference would lose all of them."""
+    generator = torch.Generator().manual_seed(2)
+    raw_CV = 5 * torch.randn(4, V, generator=generator)
+    other_CV = raw_CV + 1e-2 * torch.randn(4, V, generator=generator)
+    spec = RowSpec(torch.float32, jsd_beta=0.3)
+    problem = LogitProblem(Side(raw_CV), Side(other_CV), None, spec)
+    stats, grad = problem.run(CompiledRows(), only=("jsd",))
+    exact, exact_grad = problem.run(resolve_backend("torch", DEVICE), torch.float64, ("jsd",))
+    torch.testing.assert_close(stats["jsd"].double(), exact["jsd"], rtol=1e-3, atol=0)
+    assert (grad - exact_grad).norm() < 1e-4 * exact_grad.norm()
+
+
+def test_a_slice_without_mass_has_no_weight_however_low_the_others_are() -> None:
+    """The other slices' logits are near -1000, and e^1000 is no number."""
+    nothing = torch.tensor([[-torch.inf, 0.0, 0.0]], dtype=torch.float64)
+    low = torch.tensor([-1000.0], dtype=torch.float64)
+    numbers = RowNumbers(low, torch.ones_like(low), torch.ones_like(low).exp())
+    row = compiled_rows._row_numbers(nothing, numbers, torch.float32).student
+    assert row.inverse_z_C.tolist() == [0.0]
+    assert row.log_z_C.tolist() == [-999.0]  # of the whole row: it has mass elsewhere
 
 
 @pytest.mark.parametrize("topk_of", ["student", "teacher"])
@@ -160,20 +201,33 @@ def test_a_slab_that_is_not_ours_stays_what_it_was() -> None:
 # --- in the engine --------------------------------------------------------------------------------
 
 
-def _loss(backend: str, tokens: int, **settings: float) -> tuple[torch.Tensor, ...]:
+def _loss(
+    backend: str,
+    tokens: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    softcap: float | None = None,
+    **settings: Any,
+) -> tuple[torch.Tensor, ...]:
+    """A loss with every divergence that is asked for, its value and gradients."""
     generator = torch.Generator().manual_seed(5)
 
     def leaf(*shape: int) -> torch.Tensor:
         value = torch.randn(shape, generator=generator) / shape[-1] ** 0.25
-        return value.to(DEVICE).requires_grad_()
+        return value.to(dtype).requires_grad_()
+
+    def loss_fn(s: TokenStats, tok: Tokens) -> torch.Tensor:
+        named = [s[name] for name in ("jsd", "clipped_kl_teacher_student") if name in s]
+        return tok.weight * s.kl_teacher_student + 0.1 * s.entropy + sum(named)
 
     hidden_TD, weight_VD, teacher_TD = leaf(tokens, 16), leaf(V, 16), leaf(tokens, 16)
+    head = sd.LMHead(weight_VD, softcap=softcap)
     loss, stats = sd.token_loss(
         hidden_TD,
-        weight_VD,
-        lambda s, tok: tok.weight * s.kl_teacher_student + 0.1 * s.entropy,
-        teacher=sd.HiddenTeacher(teacher_TD.detach(), weight_VD.detach()),
-        tokens={"weight": torch.linspace(-1, 1, tokens, device=DEVICE)},
+        head,
+        loss_fn,
+        teacher=sd.HiddenTeacher(teacher_TD.detach(), head),
+        tokens={"weight": torch.linspace(-1, 1, tokens)},
         backend=backend,
         **settings,
     )
@@ -191,15 +245,24 @@ def test_the_engine_gives_the_same_in_chunks(tokens: int) -> None:
         torch.testing.assert_close(left, right, rtol=2e-5, atol=2e-6)
 
 
-def test_no_tensor_of_the_size_of_a_slab_is_made() -> None:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "all statistics": {"jsd_beta": 0.5, "entry_clip": 0.01},
+    "transforms": {"temperature": 0.7, "softcap": 30.0},
+    "16 bits": {"slab_dtype": "model", "dtype": torch.bfloat16, "jsd_beta": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_tensor_of_the_size_of_a_slab_is_made(name: str) -> None:
     """Every allocation is seen, those inside of compiled functions too."""
-    tokens = 64
-    _loss("compiled", tokens)  # compiling allocates as it likes
+    tokens, settings = 64, SETTINGS[name]
+    _loss("compiled", tokens, **settings)  # compiling allocates as it likes
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
-        _loss("compiled", tokens)
+        _loss("compiled", tokens, **settings)
     sizes = [event.nbytes() for event in _allocations(trace)]
-    slab = tokens * V * 4
-    assert [size for size in sizes if size >= slab] == [2 * slab]  # both models' logits
+    slabs = 2 * tokens * V * settings.get("dtype", torch.float32).itemsize  # both models' logits
+    assert [size for size in sizes if size >= tokens * V * 4] == [slabs]
 
 
 def _allocations(trace: profile) -> list:  # type: ignore[type-arg]
@@ -211,13 +274,35 @@ def _allocations(trace: profile) -> list:  # type: ignore[type-arg]
     ]
 
 
-def test_more_programs_than_torch_allows_are_compiled() -> None:
-    """torch would stop after `recompile_limit` of them."""
+def test_more_programs_than_torch_allows_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would stop after `recompile_limit` of them; where ours is reached it says so."""
     problem = replace(family("small_random", 2, 40, ids=1), teacher=None)
+
+    def scaled(scale: float, softcap: float | None = None) -> LogitProblem:
+        student = replace(problem.student, scale=scale, softcap=softcap)
+        return replace(problem, student=student)
+
     with torch._dynamo.config.patch(recompile_limit=1):
         for scale in (1.0, 2.0):
-            scaled = replace(problem, student=replace(problem.student, scale=scale))
-            assert_like_oracle(scaled, CompiledRows(), ("lse",))
+            assert_like_oracle(scaled(scale), CompiledRows(), ("lse",))
+    monkeypatch.setattr(compiled_rows, "MOST_PROGRAMS", 1)
+    with pytest.raises(
+        RuntimeError, match=r"1 combinations of statistics, .* are compiled already"
+    ):
+        scaled(1.0, softcap=9.0).run(CompiledRows())
+
+
+def test_with_compiling_switched_off_it_refuses() -> None:
+    """The formulas as they stand would make tensors of a slab's size."""
+    problem = family("small_random", 2, 43)
+    refused = pytest.raises(RuntimeError, match=r"torch\.compile is switched off here")
+    with torch.compiler.set_stance("force_eager"), refused:
+        problem.run(CompiledRows())
+
+
+def test_it_is_for_the_cpu() -> None:
+    with pytest.raises(ValueError, match="backend='compiled' cannot run: it is for CPU tensors"):
+        resolve_backend("compiled", torch.device("meta"))
 
 
 def test_without_a_compiler_the_error_says_what_to_do(tmp_path: Path) -> None:
@@ -235,5 +320,5 @@ def test_without_a_compiler_the_error_says_what_to_do(tmp_path: Path) -> None:
     )
     assert found.returncode == 1
     last = found.stderr.strip().splitlines()[-1]
-    assert "backend='compiled' cannot run: torch.compile failed on 'sums'" in last
+    assert "backend='compiled' cannot run: torch.compile failed on 'maximum'" in last
     assert "set CXX or install g++" in last
