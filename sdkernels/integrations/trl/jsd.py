@@ -13,7 +13,6 @@ from torch import Tensor
 
 from sdkernels.engine import HiddenTeacher, token_loss
 from sdkernels.integrations.deferred import DeferredLogits, deferring
-from sdkernels.integrations.trl.watch import reached
 from sdkernels.recipes.divergence import divergence, engine_keywords
 
 Base: Any = Any if TYPE_CHECKING else object
@@ -76,7 +75,7 @@ class GKDEngine(Base):  # type: ignore[misc, unused-ignore]
                 **options,
             )
             return found
-        reached()
+        self._engine_reached()
         assert labels is not None
         assert reduction == "batchmean"
         mask_BL = labels != -100

@@ -19,7 +19,6 @@ from torch import Tensor
 from sdkernels.engine import HiddenTeacher, TokenStats, token_loss
 from sdkernels.engine.stats import Tokens
 from sdkernels.integrations.deferred import DeferredLogits, deferring
-from sdkernels.integrations.trl.watch import reached
 from sdkernels.integrations.undo import swapped
 from sdkernels.recipes.divergence import divergence, engine_keywords
 from sdkernels.recipes.surrogate import truncated_weight
@@ -78,7 +77,7 @@ class SDFTEngine(Base):  # type: ignore[misc, unused-ignore]
         """Mean over sequences of the mean over their tokens, empty sequences counted as 0, as TRL
         has it; logs the mean over tokens.
         """
-        reached()
+        self._engine_reached()
         student, teacher = distillation_logits.student_logits, distillation_logits.teacher_logits
         dtype = torch.promote_types(student.hidden.dtype, torch.float32)
         mask_BL = distillation_logits.loss_mask.to(dtype)
@@ -145,7 +144,7 @@ def _engine_logps(trainer: Any, mask_BL: Tensor) -> Any:
     )
 
     def selective_log_softmax(logits: DeferredLogits, ids_BL: Tensor) -> Tensor:
-        reached()
+        trainer._engine_reached()
         return logits.logp(ids_BL, mask_BL.bool())
 
     return swapped(module, "selective_log_softmax", selective_log_softmax)

@@ -9,7 +9,7 @@ Shape letters: N tokens, B sequences, L positions, V vocabulary, D hidden.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sdkernels.engine import HiddenTeacher, LMHead, token_loss
 from sdkernels.engine.heads import is_dtensor
-from sdkernels.integrations.trl.watch import reached
 from sdkernels.integrations.undo import swapped
 from sdkernels.ops import linear_logprob
 from sdkernels.recipes.divergence import divergence, engine_keywords
@@ -46,17 +45,23 @@ class GRPOEngine(Base):  # type: ignore[misc, unused-ignore]
         from trl.trainer import utils
 
         with ExitStack() as stack:
-            stack.enter_context(swapped(utils, "_ChunkedLogProbFunction", _EngineLogProb))
+            log_prob = _EngineLogProb(self._engine_reached)
+            stack.enter_context(swapped(utils, "_ChunkedLogProbFunction", log_prob))
             # TRL scores prompts and padding too on devices without Triton; the engine need not.
             stack.enter_context(swapped(utils, "_use_triton", lambda device: True))
             return super()._get_per_token_logps_and_entropies(*args, **kwargs)
 
 
 class _EngineLogProb:
-    """Stands in for TRL's autograd function of the same signature."""
+    """Stands in for TRL's autograd function, with an `apply` of the same signature; `reached` is
+    called in it.
+    """
 
-    @staticmethod
+    def __init__(self, reached: Callable[[], None]) -> None:
+        self._reached = reached
+
     def apply(
+        self,
         hidden_ND: Tensor,
         weight_VD: Tensor,
         bias_V: Tensor | None,
@@ -68,7 +73,7 @@ class _EngineLogProb:
         outputs: tuple[str, ...],
     ) -> tuple[Tensor | None, ...]:
         """(log-probs, entropy or None, None, None, None); `chunk_size` is the engine's business."""
-        reached()
+        self._reached()
         beyond = set(outputs) - {"log_probs", "entropy"}
         if beyond:
             raise ValueError(f"outputs: the engine gives log_probs and entropy, not {beyond}")
@@ -107,8 +112,12 @@ class DistillationEngine(Base):  # type: ignore[misc, unused-ignore]
     def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
         from trl import DistillationTrainer
 
+        def divergence_loss(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+            self._engine_reached()
+            return _divergence_loss(*args, **kwargs)
+
         module = sys.modules[DistillationTrainer.__module__]
-        with swapped(module, "_chunked_divergence_loss", _divergence_loss):
+        with swapped(module, "_chunked_divergence_loss", divergence_loss):
             return super()._compute_loss(*args, **kwargs)
 
 
@@ -129,7 +138,6 @@ def _divergence_loss(
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(loss, sum of the student's entropies, number of tokens), signature as in TRL."""
-    reached()
     keep_BL = mask_BL != 0
     student_hidden_BLD, student_weight_VD, student_bias_V = _as_computed(
         student_hidden_BLD, student_weight_VD, student_lm_head_bias

@@ -7,34 +7,24 @@ that never comes to what the engine replaces. Only running it tells the two apar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from sdkernels.integrations.undo import swapped
+
 Base: Any = Any if TYPE_CHECKING else object
-
-_WATCH: ContextVar[list[bool] | None] = ContextVar("sdkernels_trl_watch", default=None)
-
-
-def reached() -> None:
-    """Called by whatever computes a part of the loss in the engine."""
-    watch = _WATCH.get()
-    if watch is not None:
-        watch.append(True)
-
-
-@contextmanager
-def _watching() -> Iterator[list[bool]]:
-    seen: list[bool] = []
-    token = _WATCH.set(seen)
-    try:
-        yield seen
-    finally:
-        _WATCH.reset(token)
 
 
 class WatchedLoss(Base):  # type: ignore[misc, unused-ignore]
     """Stands before everything else in the class of a trainer that uses the engine."""
+
+    # The record of the loss being computed. On the trainer, which all threads see: under
+    # nn.DataParallel the model's forward, and with it the engine, runs in others.
+    _engine_calls: list[bool] | None = None
+
+    def _engine_reached(self) -> None:
+        """Called by whatever computes a part of the loss in the engine."""
+        if self._engine_calls is not None:
+            self._engine_calls.append(True)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -42,7 +32,8 @@ class WatchedLoss(Base):  # type: ignore[misc, unused-ignore]
         """The trainer's own. Who asks for outputs (evaluation that computes metrics) may get them
         from the untouched trainer, so only the loss alone is watched.
         """
-        with _watching() as seen:
+        seen: list[bool] = []
+        with swapped(self, "_engine_calls", seen):
             found = super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )

@@ -48,7 +48,9 @@ def test_grpo_with_its_head_in_float32(tmp_path: Path) -> None:
 def test_other_outputs_are_refused() -> None:
     hidden, weight, ids = torch.randn(3, 4), torch.randn(5, 4), torch.arange(3)
     with pytest.raises(ValueError, match="is_top1"):
-        _EngineLogProb.apply(hidden, weight, None, ids, 1.0, 8, None, 1.0, ("log_probs", "is_top1"))
+        _EngineLogProb(lambda: None).apply(
+            hidden, weight, None, ids, 1.0, 8, None, 1.0, ("log_probs", "is_top1")
+        )
 
 
 @pytest.mark.parametrize(

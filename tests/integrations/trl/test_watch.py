@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +68,19 @@ def test_an_override_that_calls_on_is_honoured(maker: Any, tmp_path: Path) -> No
     use_engine(trainer)
     trainer.train()
     assert calls == [1]
+
+
+@pytest.mark.parametrize("maker", [runs.distillation, runs.grpo], ids=["distillation", "grpo"])
+def test_a_loss_in_another_thread_is_honoured(maker: Any, tmp_path: Path) -> None:
+    """As under nn.DataParallel: a new thread has none of the context of this one."""
+    trainer = maker(tmp_path, max_steps=1, gradient_accumulation_steps=1)
+
+    class Mine(type(trainer)):  # type: ignore[misc]
+        def _compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+            with ThreadPoolExecutor(1) as pool:
+                return pool.submit(super()._compute_loss, *args, **kwargs).result()
+
+    trainer.__class__ = Mine
+    use_engine(trainer)
+    trainer.train()
+    assert "_engine_calls" not in vars(trainer)
