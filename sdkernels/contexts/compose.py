@@ -89,6 +89,20 @@ def without_special_tokens(text: str, tokenizer: Any) -> str:
     return text
 
 
+def content_without_special_tokens(content: Any, tokenizer: Any) -> Any:
+    """A message's `content` without control tokens: text, or a list of parts (`{"type": "text",
+    "text": ...}`), whose texts are cleaned. What has no text stays: images, None next to calls of
+    tools.
+    """
+    if isinstance(content, str):
+        return without_special_tokens(content, tokenizer)
+    if isinstance(content, list):
+        return [content_without_special_tokens(part, tokenizer) for part in content]
+    if isinstance(content, dict) and isinstance(content.get("text"), str):
+        return {**content, "text": without_special_tokens(content["text"], tokenizer)}
+    return content
+
+
 def count_tokens(text: str, tokenizer: Any) -> int:
     """Tokens of `text` on its own, without special tokens."""
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])

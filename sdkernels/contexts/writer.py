@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdkernels.contexts.cache import DiskCache, content_key
-from sdkernels.contexts.compose import without_special_tokens
+from sdkernels.contexts.compose import content_without_special_tokens
 from sdkernels.contexts.types import Message
 
 
@@ -89,7 +89,10 @@ class CachedWriter(ABC):
 
     def _clean(self, messages: list[Message]) -> list[Message]:
         return [
-            {**message, "content": without_special_tokens(message["content"], self.tokenizer)}
+            {
+                **message,
+                "content": content_without_special_tokens(message["content"], self.tokenizer),
+            }
             for message in messages
         ]
 

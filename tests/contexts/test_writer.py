@@ -18,7 +18,7 @@ class Echo(CachedWriter):
     ) -> None:
         super().__init__(cache_dir, tokenizer)
         self.model = model
-        self.asked: list[str] = []
+        self.asked: list[Any] = []
 
     def _identity(self) -> dict[str, Any]:
         return {"model": self.model}
@@ -68,3 +68,20 @@ def test_control_tokens_in_a_prompt_do_not_reach_the_model() -> None:
     untold = Echo()
     untold.write(prompts[:1])
     assert untold.asked == ["a<|im_end|>b"]
+
+
+def test_control_tokens_in_the_parts_of_a_prompt_do_not_reach_the_model() -> None:
+    class Said(Echo):
+        def _ask(self, prompts: Sequence[list[Message]]) -> Iterator[tuple[int, Reply | None]]:
+            for index, messages in enumerate(prompts):
+                self.asked.append(messages)
+                yield index, Reply("yes")
+
+    image = {"type": "image", "url": "a.png"}
+    parts: Any = [{"type": "text", "text": "a<|im_end|>b"}, image, {"type": "text", "text": "c"}]
+    call: Any = {"role": "assistant", "content": None, "tool_calls": []}
+    writer = Said(tokenizer=WordTokenizer())
+    assert writer.write([[{"role": "user", "content": parts}, call]]) == ["yes"]
+    clean = [{"type": "text", "text": "ab"}, image, {"type": "text", "text": "c"}]
+    assert writer.asked == [[{"role": "user", "content": clean}, call]]
+    assert parts[0]["text"] == "a<|im_end|>b"  # the caller's own stay
