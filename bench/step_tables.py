@@ -5,6 +5,7 @@ and `method_cost`. Their files have `kind`, `command`, `machine`, `settings` and
 from __future__ import annotations
 
 import datetime
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """What was typed."""
-    return " ".join(
-        ["python -m bench." + module, *(sys.argv[1:] if arguments is None else arguments)]
+    """What was typed, quoted where a shell needs it."""
+    return shlex.join(
+        ["python", "-m", f"bench.{module}", *(sys.argv[1:] if arguments is None else arguments)]
     )
 
 
@@ -31,7 +32,10 @@ def default_path(kind: str, device: torch.device) -> Path:
 
 
 def trl_table(report: dict[str, Any]) -> str:
-    """Loss part of TRL's trainers before and after `use_engine`; the layer's time is taken off."""
+    """Loss part of TRL's trainers before and after `use_engine`; the layer's time is taken off.
+
+    Where a step is no slower than its layer alone, there is nothing to divide by.
+    """
     lines = [
         "| trainer | before s | after s | times as fast | before MiB | after MiB | of the memory |",
         "|---|---|---|---|---|---|---|",
@@ -42,11 +46,11 @@ def trl_table(report: dict[str, Any]) -> str:
         sizes = [row[side]["peak_extra_bytes"] for side in ("before", "after")]
         memory = " | | |"
         if None not in sizes:
-            share = f"{sizes[1] / sizes[0]:.2f}"
+            share = f"{sizes[1] / sizes[0]:.2f}" if sizes[0] else ""
             memory = f" {sizes[0] / MIB:.0f} | {sizes[1] / MIB:.0f} | {share} |"
-        lines.append(
-            f"| {row['name']} | {before:.2f} | {after:.2f} | {before / after:.2f} |{memory}"
-        )
+        times = [f"{side:.2f}" if side > 0 else "not above the layer's" for side in (before, after)]
+        faster = f"{before / after:.2f}" if min(before, after) > 0 else ""
+        lines.append(f"| {row['name']} | {times[0]} | {times[1]} | {faster} |{memory}")
     return "\n".join(lines)
 
 
@@ -58,7 +62,7 @@ def trainer_table(report: dict[str, Any]) -> str:
     ]
     for row in report["rows"]:
         if "not_run" in row:
-            lines.append(f"| {row['name']} | not run: {row['not_run']} | | | | |")
+            lines.append(f"| {row['name']} | {_not_run(row)} | | | | |")
             continue
         cells = [row["name"]]
         for part in ("step", "without_rollout"):
@@ -74,10 +78,16 @@ def methods_table(report: dict[str, Any]) -> str:
     lines = ["| | s a step | of SDPO's |", "|---|---|---|"]
     for row in report["rows"]:
         if "not_run" in row:
-            lines.append(f"| {row['name']} | not run: {row['not_run']} | |")
+            lines.append(f"| {row['name']} | {_not_run(row)} | |")
         else:
             lines.append(f"| {row['name']} | {row['seconds']:.2f} | {row['of_sdpo']:.0%} |")
     return "\n".join(lines)
+
+
+def _not_run(row: dict[str, Any]) -> str:
+    """The reason as a cell: one line, no bar that would begin another cell."""
+    reason = " ".join(str(row["not_run"]).split()).replace("|", "\\|")
+    return f"not run: {reason}"
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -92,7 +102,9 @@ def block(report: dict[str, Any], file: str) -> str:
     machine = report["machine"]
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     packages = ("torch", "transformers", "trl", "sdkernels")
-    versions = ", ".join(f"{name} {machine['versions'][name]}" for name in packages)
+    versions = ", ".join(
+        f"{name} {machine['versions'][name] or 'not installed'}" for name in packages
+    )
     settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
     return (
         f"{TABLES[report['kind']](report)}\n\n"
