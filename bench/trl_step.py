@@ -48,6 +48,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--only", choices=TRAINERS, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
+    torch.set_num_threads(flags.threads)  # in the children, and here for the file to say so
     if flags.only:
         print(json.dumps(measure(flags.only, flags)))
         return
@@ -84,7 +85,6 @@ def measure(name: str, flags: argparse.Namespace) -> dict[str, Any]:
     """Seconds and peak bytes of one trainer before and after, and of its layer alone."""
     from sdkernels.integrations.trl import use_engine
 
-    torch.set_num_threads(flags.threads)
     with tempfile.TemporaryDirectory() as folder:
         trainer = MAKERS[name](folder, flags)
     trainer.model.train()
