@@ -75,6 +75,7 @@ def seconds_of(options: argparse.Namespace, model: Any, tokenizer: Any, **method
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each recipe and context that the flags ask for."""
     from sdkernels import contexts, recipes
+    from sdkernels.train.errors import Interrupted
 
     model, tokenizer = parts(options)
     plain = {"recipe": "sdpo", "context": "reference_solution"}
@@ -97,6 +98,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
             if generates:
                 raise ValueError("it generates text")
             seconds = seconds_of(options, model, tokenizer, **method)
+        except Interrupted:
+            raise  # whoever stops the measurement means all of it
         except (ValueError, RuntimeError) as error:
             rows.append({"name": name, "not_run": str(error)})
             print(f"{name:<42}  not run: {str(error)[:90]}", flush=True)
