@@ -19,10 +19,14 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def command_line(module: str, arguments: Sequence[str] | None) -> str:
-    """What was typed, quoted where a shell needs it."""
-    return shlex.join(
-        ["python", "-m", f"bench.{module}", *(sys.argv[1:] if arguments is None else arguments)]
-    )
+    """What was typed but for `--out`, whose folder is of that machine alone; quoted where a shell
+    needs it.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    while "--out" in words:
+        first = words.index("--out")
+        del words[first : first + 2]
+    return shlex.join(["python", "-m", f"bench.{module}", *words])
 
 
 def default_path(kind: str, device: torch.device) -> Path:

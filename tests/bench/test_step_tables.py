@@ -82,7 +82,10 @@ def test_names_say_what_and_where() -> None:
     assert step_tables.command_line("trl_step", ["--tokens", "8"]) == (
         "python -m bench.trl_step --tokens 8"
     )
-    assert step_tables.command_line("trl_step", ["--out", "my file"]).endswith("--out 'my file'")
+    words = ["--out", "here/x.json", "--trainers", "my trainer"]
+    assert step_tables.command_line("trl_step", words) == (
+        "python -m bench.trl_step --trainers 'my trainer'"
+    )
     name = step_tables.default_path("trl", torch.device("cpu")).name
     assert name.startswith("trl-cpu-")
     assert name.endswith(".json")
