@@ -9,6 +9,7 @@ SCOPES = ("sequence", "batch", "fixed")
 
 
 def scope_of(scope: str | None, *, fixed: bool) -> str:
+    """Over what a threshold is taken: "fixed" goes with a tau, the others with a quantile."""
     if scope is None:
         return "fixed" if fixed else "sequence"
     word("scope", scope, SCOPES)
@@ -22,6 +23,7 @@ def scope_of(scope: str | None, *, fixed: bool) -> str:
 
 
 def word(name: str, value: str, known: tuple[str, ...], other: str = "") -> str:
+    """`value`, one of `known`; `other` says what else the caller accepts."""
     if value not in known:
         words = ", ".join(repr(word) for word in known)
         raise ValueError(f"{name}={value!r} is not accepted; give {words} {other}".rstrip())
@@ -29,18 +31,21 @@ def word(name: str, value: str, known: tuple[str, ...], other: str = "") -> str:
 
 
 def nats(name: str, value: float) -> float:
+    """A finite number of nats, 0 or more."""
     if isinstance(value, bool) or not math.isfinite(value) or value < 0:
         raise ValueError(f"{name}={value} is not accepted; give a finite number of nats >= 0")
     return float(value)
 
 
 def at_least_1(name: str, value: int) -> int:
+    """A whole number, 1 or more."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
         raise ValueError(f"{name}={value!r} is not accepted; give a whole number >= 1")
     return value
 
 
 def share_of(name: str, value: float) -> float:
+    """A number from 0 to 1."""
     if isinstance(value, bool) or not 0 <= value <= 1:
         raise ValueError(f"{name}={value} is not accepted; give a number in [0, 1]")
     return float(value)

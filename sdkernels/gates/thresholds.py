@@ -47,11 +47,13 @@ def valid_entropies(gate: str, entropy: Tensor | None, mask: Tensor) -> tuple[Te
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, detached, in float32 or wider."""
     # Not narrower than the entropies: tau is one of them and is compared with them.
     return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def check_same_shape(name: str, tensor: Tensor, mask: Tensor) -> None:
+    """Raise a ValueError if the tensor has not the mask's shape, `[sequences, tokens]`."""
     if tensor.shape != mask.shape or mask.dim() == 0:
         raise ValueError(
             f"{name}: expected the shape of the mask, [sequences, tokens], "
@@ -60,8 +62,10 @@ def check_same_shape(name: str, tensor: Tensor, mask: Tensor) -> None:
 
 
 def expand(per_row: Tensor, mask: Tensor) -> Tensor:
+    """A number per sequence, given to each of its tokens."""
     return per_row.unsqueeze(-1).expand(mask.shape).contiguous()
 
 
 def full(mask: Tensor, value: float) -> Tensor:
+    """One number for every token, in float32."""
     return torch.full(mask.shape, value, dtype=torch.float32, device=mask.device)

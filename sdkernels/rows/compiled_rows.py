@@ -27,12 +27,11 @@ from sdkernels.rows.compiled_formulas import Logits, Row
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
 from sdkernels.rows.partials import MAX, SUM, TEACHER_MAX, Partials, RowNumbers, merge
-from sdkernels.rows.torch_rows import topk_ids
+from sdkernels.rows.torch_rows import NEEDS_LOG_RATIO, NEEDS_TEACHER_LOGITS, one_part, topk_ids
 
 # Programs of one function in a process: combinations of statistics, transforms and dtypes. torch
 # would stop at 8.
 MOST_PROGRAMS = 256
-_TEACHER = ("kl_teacher_student", "kl_student_teacher", "jsd", "clipped_kl_teacher_student")
 
 
 @dataclass
@@ -97,7 +96,7 @@ class CompiledRows:
         )
         vocab = student.raw_CV.shape[1]
         if spec.shard is not None:
-            sums, vocab = spec.shard.join(sums, _one_part), spec.shard.total
+            sums, vocab = spec.shard.join(sums, one_part), spec.shard.total
         stats, numbers = merge(sums, vocab=vocab, ids_CK=ids_CK)
         rows = _row_numbers(sums_CF, numbers, spec.compute_dtype)
         if t is not None and not (spec.jsd_beta is None and spec.entry_clip is None):
@@ -116,21 +115,19 @@ class CompiledRows:
         if rows.teacher is not None:
             # No distribution, no direction to move in.
             t_empty_C = rows.teacher.log_z_C == -torch.inf
-            for name in c.keys() & set(_TEACHER):
+            for name in c.keys() & set(NEEDS_TEACHER_LOGITS):
                 c[name] = c[name].masked_fill(t_empty_C, 0.0)
         factors = _factors(state, c)
-        towards_teacher = any(name in factors for name in _TEACHER)
+        towards_teacher = any(name in factors for name in NEEDS_TEACHER_LOGITS)
         teacher = state.teacher if towards_teacher else None
-        log_ratio = any(name in factors for name in _TEACHER[1:])
+        log_ratio = any(name in factors for name in NEEDS_LOG_RATIO)
         numbers = {
             "row": rows.student,
             "teacher_row": rows.teacher if towards_teacher else None,
             "shift_C": rows.shift_C if log_ratio else None,
             "factors": factors,
-            "beta": _number(spec.jsd_beta, student, spec) if "jsd" in factors else None,
-            "entry_clip": _number(spec.entry_clip, student, spec)
-            if _TEACHER[3] in factors
-            else None,
+            "beta": _number(spec.jsd_beta, student, spec),
+            "entry_clip": _number(spec.entry_clip, student, spec),
         }
         # Before the logits are overwritten.
         columns_CK, chosen_CK = _chosen_gradient(state, c, teacher, numbers)
@@ -185,11 +182,6 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
             ) from error
 
     return run
-
-
-def _one_part(_size: int) -> int:
-    """Parts that a row of any slice is cut into here."""
-    return 1
 
 
 def _number(value: float | None, side: Side, spec: RowSpec) -> Tensor | None:
@@ -272,7 +264,7 @@ def _mixture(s: Logits, t: Logits, spec: RowSpec, stats: dict[str, Tensor], rows
         s, t, rows.student, rows.teacher, rows.shift_C, beta, clip, spec.compute_dtype
     )
     if spec.shard is not None:
-        sums_CF = spec.shard.join_sums(sums_CF[:, :, None], _one_part).sum(-1)
+        sums_CF = spec.shard.join_sums(sums_CF[:, :, None], one_part).sum(-1)
     sums = list(sums_CF.unbind(1))
     if spec.entry_clip is not None:
         stats["clipped_kl_teacher_student"] = sums.pop(0)
@@ -329,7 +321,7 @@ def _factors(state: _State, c: dict[str, Tensor]) -> dict[str, Tensor]:
     for name in ("lse", "kl_teacher_student"):
         if name in c:
             softmax_C = softmax_C + c[name]
-    factors = {name: c[name] for name in _TEACHER if name in c}
+    factors = {name: c[name] for name in NEEDS_TEACHER_LOGITS if name in c}
     if "clipped_kl_teacher_student" in c and rows.unclipped_mass_C is not None:
         softmax_C = softmax_C + c["clipped_kl_teacher_student"] * rows.unclipped_mass_C
     if "entropy" in c:

@@ -99,7 +99,7 @@ def _itemsize(spec: RowSpec) -> int:
     return spec.compute_dtype.itemsize
 
 
-def _one_part(_size: int) -> int:
+def one_part(_size: int) -> int:
     """Parts that a row of any slice is cut into here."""
     return 1
 
@@ -137,7 +137,7 @@ def _forward_block(
     )
     vocab = z_RV.shape[1]
     if spec.shard is not None:
-        sums, vocab = spec.shard.join(sums, _one_part), spec.shard.total
+        sums, vocab = spec.shard.join(sums, one_part), spec.shard.total
     stats, numbers = merge(sums, vocab=vocab, ids_CK=ids_RK)
     rows = _row_numbers(s, t, numbers, spec)
     mixture = not (spec.jsd_beta is None and spec.entry_clip is None)
@@ -208,7 +208,7 @@ def _mixture(
         sums += [-weighted_sum(t.p_RV, m_over_t_RV, scratch)]
     sums_RF = torch.stack(sums, dim=1)
     if spec.shard is not None:
-        sums_RF = spec.shard.join_sums(sums_RF[:, :, None], _one_part).sum(-1)
+        sums_RF = spec.shard.join_sums(sums_RF[:, :, None], one_part).sum(-1)
     sums = list(sums_RF.unbind(1))
     if spec.entry_clip is not None:
         stats["clipped_kl_teacher_student"] = sums.pop(0)
@@ -246,17 +246,17 @@ def _backward_block(
     t_empty_R = None if teacher is None else empty_rows(row["t_log_z"])
     if t_empty_R is not None:
         # No distribution, no direction to move in.
-        for name in c.keys() & set(_NEEDS_TEACHER_LOGITS):
+        for name in c.keys() & set(NEEDS_TEACHER_LOGITS):
             c[name] = c[name].masked_fill(t_empty_R, 0.0)
     x_RV = reread(student, "student", lo, hi, row["s_pivot"], scratch)
     s_RV = softmax(x_RV, empty_R, row.get("s_share"), scratch("p_student", hi - lo))
     factor_RV = _student_factor(state, c, row, lo, hi, x_RV)
     dz_RV = torch.mul(s_RV, factor_RV, out=scratch("dz", hi - lo))
-    if teacher is not None and any(name in c for name in _NEEDS_TEACHER_LOGITS):
+    if teacher is not None and any(name in c for name in NEEDS_TEACHER_LOGITS):
         t_x_RV = reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
         t_RV = softmax(t_x_RV, t_empty_R, row.get("t_share"), scratch("p_teacher", hi - lo))
         log_ratio_RV = None
-        if any(name in c for name in _NEEDS_LOG_RATIO):
+        if any(name in c for name in NEEDS_LOG_RATIO):
             log_ratio_RV = torch.sub(t_x_RV, x_RV, out=scratch("gap", hi - lo))
             log_ratio_RV += row["shift"][:, None]
             log_ratio_RV.nan_to_num_(0.0, torch.inf, -torch.inf)
@@ -272,8 +272,8 @@ def _backward_block(
     out_CV[lo:hi] = dz_RV
 
 
-_NEEDS_LOG_RATIO = ("kl_student_teacher", "jsd", "clipped_kl_teacher_student")
-_NEEDS_TEACHER_LOGITS = ("kl_teacher_student", *_NEEDS_LOG_RATIO)
+NEEDS_LOG_RATIO = ("kl_student_teacher", "jsd", "clipped_kl_teacher_student")
+NEEDS_TEACHER_LOGITS = ("kl_teacher_student", *NEEDS_LOG_RATIO)
 
 
 def _add_onehots(dz_RV: Tensor, ids_RK: Tensor, coef_RK: Tensor, spec: RowSpec) -> None:
