@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.lab.vocabulary import END, PAD
+from sdkernels.train.kv_cache import cache_name
 
 BATCH_ROWS = 256
 # Rows are dropped from the cache once this share of them has ended; dropping copies the cache.
@@ -73,13 +74,14 @@ def _batch(
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=device)
     position = (mask.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
+    settings = {"use_cache": True, cache_name(): cache}
     rows = list(range(len(prompts)))
     out: list[list[int]] = [[] for _ in prompts]
     entropy: list[list[float]] = [[] for _ in prompts]
     done = torch.zeros(len(rows), dtype=torch.bool, device=device)
     for _ in range(max_new_tokens):
         hidden = model.model(
-            ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True
+            ids, attention_mask=mask, position_ids=position, **settings
         ).last_hidden_state
         chosen, nats = _choose(model.lm_head(hidden[:, -1]), generator, temperature, banned)
         for row, token, value, over in zip(

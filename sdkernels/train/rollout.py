@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sdkernels.train.kv_cache import cache_name
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -115,7 +117,7 @@ class TransformersRollout:
         config = model.generation_config
         settings: dict[str, Any] = {}
         if len(prompts) < len(rows):
-            settings["past_key_values"] = _shared_prefix(model, prompt_ids, prompt_mask, counts)
+            settings[cache_name()] = _shared_prefix(model, prompt_ids, prompt_mask, counts)
         if self.should_stop is not None:
             settings["stopping_criteria"] = StoppingCriteriaList([self._interruptible])
         output = model.generate(
@@ -213,7 +215,7 @@ def _shared_prefix(
         use_cache=True,
         logits_to_keep=1,
     )
-    cache = output.past_key_values
+    cache = getattr(output, cache_name(), None)
     if not isinstance(cache, DynamicCache):
         return None
     cache.batch_repeat_interleave(counts)

@@ -17,6 +17,7 @@ from torch import Tensor
 from sdkernels.engine import token_loss
 from sdkernels.integrations.deferred import DeferredLogits, backbone_of, head_as_computed, innermost
 from sdkernels.integrations.undo import Undo
+from sdkernels.train.kv_cache import cache_name
 
 
 def patch(model: Any, *, logits_in_eval: bool = True) -> Undo:
@@ -145,10 +146,11 @@ def _forward_with_loss(
     )
     count = mask_BL.sum() if count is None else torch.as_tensor(count, device=total.device)
     loss = total / count.clamp(min=1)
+    name = cache_name()
     found = CausalLMOutputWithPast(
         loss=loss,
         logits=logits,
-        past_key_values=getattr(outputs, "past_key_values", None),
+        **{name: getattr(outputs, name, None)},
         hidden_states=getattr(outputs, "hidden_states", None),
         attentions=getattr(outputs, "attentions", None),
     )

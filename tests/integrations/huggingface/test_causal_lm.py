@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import BartConfig, BartForCausalLM
 
 import sdkernels as sd
+from sdkernels.train.kv_cache import cache_name
 
 IDS = torch.tensor([[5, 6, 7, 8, 9], [9, 10, 11, 12, 2]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
@@ -76,7 +77,7 @@ def test_other_outputs_are_the_models() -> None:
     sd.patch(model)
     found = model(**inputs(output_hidden_states=True, use_cache=True))
     torch.testing.assert_close(found.hidden_states, expected.hidden_states)
-    assert found.past_key_values.get_seq_length() == IDS.shape[1]
+    assert found[cache_name()].get_seq_length() == IDS.shape[1]
     as_tuple = model(**inputs(return_dict=False))
     assert isinstance(as_tuple, tuple)
     torch.testing.assert_close(as_tuple[0], found.loss)
