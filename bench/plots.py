@@ -48,8 +48,11 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
 
 
 def headline(result: dict[str, Any]) -> Run:
-    """The run that stands for the file: the first."""
-    return result["runs"][0]
+    """The run that stands for the file: of KL(T||S) where it was run, of those with the most peers,
+    the largest.
+    """
+    runs = [run for run in result["runs"] if run["case"] == KL] or result["runs"]
+    return max(runs, key=lambda run: (len(run["rows"]), run["flops"]))
 
 
 def sweep(result: dict[str, Any]) -> list[Run]:

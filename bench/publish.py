@@ -26,7 +26,7 @@ _BLOCK = re.compile(r"<!-- bench: (?P<file>\S+) -->\n(?P<body>.*?)<!-- bench: en
 
 
 def headline(result: dict[str, Any], file: str) -> str:
-    """README's block: the first run of the file."""
+    """README's block: the run that stands for the file."""
     run = plots.headline(result)
     return (
         f"{tables.heading(run)}\n\n{tables.table(run)}\n\n"

@@ -30,6 +30,16 @@ def test_lines_over_tokens_hold_the_headline_setting_by_length(result):
     assert all(run["head"] == "trainable" for run in plots.sweep(result))
 
 
+def test_the_headline_is_the_largest_run_over_the_most_peers(result, setting, eager, quick):
+    longer = runner.run(setting(tokens=64), [eager], quick)
+    other = runner.run(setting("jsd", tokens=64), [eager] * 4, quick)
+    result["runs"] = [other, longer, *reversed(result["runs"])]
+    assert plots.headline(result)["shape"]["tokens"] == 32
+    assert plots.headline(result)["head"] == "trainable"
+    result["runs"] = [other]
+    assert plots.headline(result) is other
+
+
 def test_one_length_has_no_lines(result, tmp_path):
     result["runs"] = result["runs"][:1]
     assert [path.name for path in plots.draw(result, tmp_path)] == ["cpu-ratio.png"]
