@@ -159,10 +159,7 @@ def linear_divergence(
     }
     if torch.compiler.is_compiling():
         (value,) = library.statistics((divergence,), hidden, as_head(head), **shared)
-        if weights is not None:
-            _check_weights(weights, value.shape)
-            value = value * weights
-        return _reduced(value, reduction, mask)
+        return _reduced(_weighted(value, weights, mask), reduction, mask)
     if reduction == "none":
         stats = run_token_stats(
             hidden,
@@ -172,14 +169,7 @@ def linear_divergence(
             gate=None,
             **{**_UNUSED, "targets": None, **shared},
         )
-        value = stats[divergence]
-        if weights is None:
-            return value
-        _check_weights(weights, value.shape)
-        if mask is not None:
-            # What stands in masked places, NaN too, must not meet their 0.
-            weights = weights.masked_fill(~mask_of(mask, weights.shape), 0.0)
-        return value * weights
+        return _weighted(stats[divergence], weights, mask)
     if weights is not None:
         _check_weights(weights, hidden.shape[:-1])
 
@@ -190,6 +180,16 @@ def linear_divergence(
         hidden, head, loss_fn, tokens=None if weights is None else {"weights": weights}, **shared
     )
     return loss if reduction == "sum" else loss / _count(hidden.shape[:-1], mask)
+
+
+def _weighted(value: Tensor, weights: Tensor | None, mask: Tensor | None) -> Tensor:
+    if weights is None:
+        return value
+    _check_weights(weights, value.shape)
+    if mask is not None:
+        # What stands in masked places, NaN too, must not meet their 0.
+        weights = weights.masked_fill(~mask_of(mask, weights.shape), 0.0)
+    return value * weights
 
 
 def _reduced(value: Tensor, reduction: str, mask: Tensor | None) -> Tensor:

@@ -5,10 +5,8 @@ Shape letters: N tokens left by the mask, V vocabulary, D hidden, K ids a token.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from sdkernels.engine.chunks import (
 from sdkernels.engine.heads import LMHead, as_head, is_dtensor
 from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.problem import Problem, flat_view
+from sdkernels.engine.scalars import above_zero, is_number, is_whole_number
 from sdkernels.engine.sharding import check_same_everywhere
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
 from sdkernels.rows import RowSpec, resolve_backend, slab_columns
@@ -57,9 +56,9 @@ def build_problem(
     device, lead = hidden.device, hidden.shape[:-1]
     check = debug or device.type == "cpu"
     kept_N = _kept(mask, lead, device, check)
-    temperature = _temperature("temperature", temperature)
+    temperature = above_zero("temperature", temperature)
     if teacher_temperature is not None:
-        teacher_temperature = _temperature("teacher_temperature", teacher_temperature)
+        teacher_temperature = above_zero("teacher_temperature", teacher_temperature)
         if isinstance(teacher, TopKTeacher):
             raise ValueError(
                 f"teacher_temperature={teacher_temperature!r}: the log-probs of a TopKTeacher are "
@@ -72,6 +71,7 @@ def build_problem(
         raise ValueError(f"slab_dtype={slab_dtype!r}: accepted are 'float32' and 'model'")
     slab = hidden.dtype if slab_dtype == "model" else spec.compute_dtype
     rows = resolve_backend(backend, device, spec.compute_dtype)
+    _check_read(teacher, rows.name)
     dz_dtype = logits_gradient_dtype(rows.name, hidden.dtype, head.weight.dtype)
     spec = replace(spec, gradient_dtype=dz_dtype)
     budget_bytes = _budget(chunk_bytes, device, head)
@@ -131,7 +131,7 @@ def _budget(chunk_bytes: int | None, device: torch.device, head: LMHead) -> int:
         return head.shard.budget_bytes
     if chunk_bytes is None:
         return default_chunk_bytes(device)
-    if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, Integral):
+    if not is_whole_number(chunk_bytes):
         raise TypeError(f"chunk_bytes={chunk_bytes!r}: expected a whole number of bytes, or None")
     if chunk_bytes <= 0:
         raise ValueError(f"chunk_bytes={chunk_bytes}: expected a number of bytes above 0, or None")
@@ -161,6 +161,11 @@ def _copied_bytes(
 def _check_hidden(hidden: Any, head: LMHead) -> None:
     if not isinstance(hidden, Tensor):
         raise TypeError(f"hidden: expected a tensor [..., D], got {type(hidden).__name__}")
+    if hidden.is_nested or hidden.layout != torch.strided:
+        raise TypeError(
+            f"hidden: expected a dense tensor [..., D], got a {_kind(hidden)} one; a jagged nested "
+            "tensor has its tokens as hidden.values()"
+        )
     if is_dtensor(hidden):
         raise TypeError(
             "hidden is a DTensor: pass this rank's tokens with hidden.to_local() (tokens sharded), "
@@ -176,6 +181,10 @@ def _check_hidden(hidden: Any, head: LMHead) -> None:
             f"{list(hidden.shape)}"
         )
     _same_device("head.weight", head.weight, hidden.device)
+
+
+def _kind(tensor: Tensor) -> str:
+    return "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
 
 
 def _same_device(name: str, tensor: Tensor, device: torch.device) -> None:
@@ -299,6 +308,17 @@ def _check_teacher(
         )
 
 
+def _check_read(teacher: Teacher | None, backend: str) -> None:
+    """Logits that come from outside have a dtype that the rows read."""
+    if not isinstance(teacher, LogitsTeacher) or backend != "triton":
+        return
+    if teacher.logits.dtype == torch.float64:
+        raise TypeError(
+            "teacher.logits has dtype float64: the Triton rows, which run here, read float32, "
+            "bfloat16 and float16; pass teacher logits .float(), or backend='torch'"
+        )
+
+
 def _same_slices(teacher: LMHead, student: LMHead) -> None:
     slices = [
         None if head.shard is None else (head.shard.first, head.shard.sizes)
@@ -324,6 +344,8 @@ def _same_vocabulary(teacher_vocab: int, student_vocab: int) -> None:
 def _tokens(
     tokens: Mapping[str, Tensor] | None, lead: torch.Size, device: torch.device
 ) -> dict[str, Tensor]:
+    if tokens is not None and not isinstance(tokens, Mapping):
+        raise TypeError(f"tokens: expected a dict of tensors by name, got {type(tokens).__name__}")
     checked = {}
     for name, value in (tokens or {}).items():
         if not isinstance(value, Tensor):
@@ -347,13 +369,6 @@ def _tokens(
 # --- settings -------------------------------------------------------------------------------------
 
 
-def _temperature(name: str, value: Any) -> float:
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 0 < float(value) < math.inf:
-        raise ValueError(f"{name}={value!r}: expected a finite number above 0")
-    return float(value)
-
-
 def _spec(
     hidden: Tensor,
     head: LMHead,
@@ -366,13 +381,13 @@ def _spec(
     for name, value in (("jsd_beta", jsd_beta), ("entry_clip", entry_clip)):
         if value is not None and teacher is None:
             raise ValueError(f"{name}={value!r} needs a teacher=")
-    if jsd_beta is not None and not 0 < jsd_beta < 1:
+    if jsd_beta is not None and not (is_number(jsd_beta) and 0 < jsd_beta < 1):
         raise ValueError(
             f"jsd_beta={jsd_beta!r}: expected a number strictly between 0 and 1 (the limits of "
             "JSD are 0, not the KLs: "
             "use kl_teacher_student or kl_student_teacher for those)"
         )
-    if entry_clip is not None and not entry_clip > 0:
+    if entry_clip is not None and not (is_number(entry_clip) and entry_clip > 0):
         raise ValueError(
             f"entry_clip={entry_clip!r}: expected a number above 0, in nats per vocabulary entry"
         )
@@ -381,7 +396,7 @@ def _spec(
     if topk is not None:
         if isinstance(teacher, TopKTeacher):
             raise ValueError(f"topk={topk!r}: a TopKTeacher brings its own ids; leave topk out")
-        if not isinstance(topk, Integral) or not 1 <= topk <= head.total_vocab:
+        if not is_whole_number(topk) or not 1 <= topk <= head.total_vocab:
             raise ValueError(
                 f"topk={topk!r}: expected a whole number from 1 to V = {head.total_vocab}"
             )

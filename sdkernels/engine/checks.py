@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.engine.problem import Problem
-from sdkernels.engine.stats import Tokens, TokenStats, pick
+from sdkernels.engine.stats import Fields, Tokens, TokenStats, pick
 
 LossFn = Callable[[TokenStats, Tokens], Tensor]
 
@@ -80,8 +80,10 @@ def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens:
     this each token stays where it was. So no absolute tolerance is needed, which normalised
     weights (1e-6) would fall below.
     """
-    if tokens < 2:
+    if tokens == 0:
         return
+    if tokens == 1:
+        seen, tok, tokens = _with_another(seen), _with_another(tok), 2
     middle = (tokens + 1) // 2
     width = -(-min(middle, CHECKED_TOKENS) // 64) * 64
     steps = torch.arange(width, device=next(iter(vars(seen).values())).device)
@@ -100,6 +102,16 @@ def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens:
             "evaluated apart give other values). It must act token by token; compute means, maxima "
             "and quantiles before and pass them in tokens="
         )
+
+
+def _with_another(fields: Fields) -> Fields:
+    """The one token of a chunk and a second one, of half its numbers."""
+
+    def pair(value: Tensor) -> Tensor:
+        other = value / 2 if value.is_floating_point() else value
+        return torch.cat([value, other]).detach()
+
+    return type(fields)({name: pair(value) for name, value in vars(fields).items()})
 
 
 def check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) -> None:

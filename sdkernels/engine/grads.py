@@ -6,6 +6,10 @@ Shape letters: T tokens, C tokens of a chunk, V vocabulary, D hidden.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -109,6 +113,51 @@ def scaled(part: Tensor, factor: Tensor, dtype: torch.dtype, *, reuse: bool) -> 
 def needs_grad(tensor: Tensor | None) -> bool:
     """Whether a gradient of `tensor` is wanted here and now."""
     return tensor is not None and tensor.requires_grad and torch.is_grad_enabled()
+
+
+def saveable(tensors: list[Tensor | None]) -> list[Tensor]:
+    """Those that autograd can watch: inference tensors have no count of their changes."""
+    return [tensor for tensor in tensors if tensor is not None and not tensor.is_inference()]
+
+
+def first_derivative_only(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """A `backward` without a graph, whose results raise where they are differentiated again.
+
+    torch's `once_differentiable` lets them pass as constants where the upstream gradient is one: a
+    gradient penalty would then train nothing, without a word.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        again = torch.is_grad_enabled()  # create_graph=True
+        with torch.no_grad():
+            found = backward(ctx, *upstream)
+        if not again:
+            return found
+        return tuple(None if part is None else _Once.apply(_leaf(part), part) for part in found)
+
+    return run
+
+
+def _leaf(like: Tensor) -> Tensor:
+    return torch.empty(0, device=like.device, requires_grad=True)
+
+
+class _Once(torch.autograd.Function):
+    """Hands on a gradient that depends, as far as autograd sees, on something."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, part: Tensor) -> Tensor:
+        return part.view_as(part)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        raise RuntimeError(
+            "double backward through sdkernels: its gradients have no derivative of their own (a "
+            "gradient penalty, say); compute that term on materialised logits"
+        )
 
 
 def graph_is_kept() -> bool:

@@ -5,13 +5,13 @@ Shape letters: V vocabulary, D hidden.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sdkernels.engine.model_head import linear_parts, read_model
+from sdkernels.engine.scalars import above_zero, is_whole_number
 from sdkernels.engine.sharding import vocab_shard
 from sdkernels.rows.shard import VocabShard
 
@@ -64,12 +64,10 @@ class LMHead:
                 raise ValueError(
                     f"bias is on {bias.device}, weight on {weight.device}: move one of them"
                 )
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale={scale!r}: expected a finite number above 0")
-        if softcap is not None and not 0 < softcap < math.inf:
-            raise ValueError(
-                f"softcap={softcap!r}: expected a finite number above 0, or None for no softcap"
-            )
+        self.scale = above_zero("scale", scale)
+        self.softcap = None
+        if softcap is not None:
+            self.softcap = above_zero("softcap", softcap, ", or None for no softcap")
         self.shard: VocabShard | None = None
         if group is None and vocab_offset is None:
             check_valid_vocab(valid_vocab, vocab)
@@ -77,8 +75,6 @@ class LMHead:
             self.shard = vocab_shard(weight, bias, valid_vocab, group, vocab_offset)
         self.weight = weight
         self.bias = bias
-        self.scale = float(scale)
-        self.softcap = None if softcap is None else float(softcap)
         self.valid_vocab = valid_vocab
 
     @property
@@ -206,7 +202,7 @@ def check_valid_vocab(valid_vocab: Any, vocab: int) -> None:
     """Raise unless `valid_vocab` is None or a number of entries that there are."""
     if valid_vocab is None:
         return
-    if not isinstance(valid_vocab, int) or not 1 <= valid_vocab <= vocab:
+    if not is_whole_number(valid_vocab) or not 1 <= valid_vocab <= vocab:
         raise ValueError(
             f"valid_vocab={valid_vocab!r}: expected a whole number from 1 to V = {vocab}, or None "
             "for all"

@@ -72,7 +72,7 @@ class Problem:
             where = torch.arange(lo, hi, device=tensor.device)
         else:
             where = self.kept_N[lo:hi]
-        return tensor[torch.unravel_index(where, self.lead_shape)]
+        return tensor[_index(where, self.lead_shape)]
 
     def constants(self) -> list[Tensor]:
         """The tensors besides the student's that a recomputation reads again."""
@@ -89,12 +89,7 @@ class Problem:
 
     def position(self, kept: int) -> tuple[int, ...]:
         """Index into the leading shape of kept token number `kept`, for messages."""
-        flat = kept if self.kept_N is None else int(self.kept_N[kept])
-        index = []
-        for size in reversed(self.lead_shape):
-            index.append(flat % size)
-            flat //= size
-        return tuple(reversed(index))
+        return _index(kept if self.kept_N is None else int(self.kept_N[kept]), self.lead_shape)
 
     def tokens(self, lo: int, hi: int) -> Tokens:
         """The caller's per-token tensors for one chunk."""
@@ -237,6 +232,18 @@ class Problem:
         chunk = {name: self.rows(value, lo, hi) for name, value in self.gate_thresholds.items()}
         rule = getattr(self.gate, "rule", None)
         return RowGate(self.gate.direction, chunk.get("tau"), chunk.get("sigma"), rule)
+
+
+def _index(flat: Any, lead: torch.Size) -> tuple[Any, ...]:
+    """Index into the leading shape for flat positions, a number or a tensor of them.
+
+    Not `torch.unravel_index`, which sends the sizes to the device each time, and waits for it.
+    """
+    index = []
+    for size in reversed(lead):
+        index.append(flat % size)
+        flat = flat // size
+    return tuple(reversed(index))
 
 
 def flat_view(tensor: Tensor, lead: torch.Size) -> Tensor | None:

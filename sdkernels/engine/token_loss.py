@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdkernels.engine.arguments import build_problem
 from sdkernels.engine.checks import (
@@ -32,7 +31,13 @@ from sdkernels.engine.checks import (
 )
 from sdkernels.engine.compiling import one_graph_break
 from sdkernels.engine.gating import attach_gate
-from sdkernels.engine.grads import Gradients, graph_is_kept, needs_grad, scaled
+from sdkernels.engine.grads import (
+    Gradients,
+    first_derivative_only,
+    graph_is_kept,
+    needs_grad,
+    scaled,
+)
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.problem import Problem
 from sdkernels.engine.stats import DIFFERENTIABLE, TokenStats
@@ -104,6 +109,8 @@ def token_loss(
             statistic).
     """
     head = as_head(head)
+    if not callable(loss_fn):
+        raise TypeError(f"loss_fn: expected a function of (s, tok), got {type(loss_fn).__name__}")
     problem = build_problem(
         hidden,
         head,
@@ -204,7 +211,7 @@ class _Attach(torch.autograd.Function):
         return loss.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         parts = ctx.parts
         if parts is None:

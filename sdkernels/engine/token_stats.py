@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sdkernels.engine.arguments import build_problem
 from sdkernels.engine.compiling import one_graph_break
 from sdkernels.engine.gating import attach_gate
-from sdkernels.engine.grads import Gradients
+from sdkernels.engine.grads import Gradients, first_derivative_only, saveable
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.problem import Problem
 from sdkernels.engine.slab_free import choose_slab, wants_gradient
@@ -161,16 +160,16 @@ class _TokenStats(torch.autograd.Function):
         call.names = tuple(stats)
         # Saved so that autograd notices if one of them is modified in place before backward.
         again = [] if ctx.keeps_rows else problem.constants()
-        ctx.save_for_backward(hidden, weight, bias, rows_ND, *again)
+        ctx.save_for_backward(rows_ND, *saveable([hidden, weight, bias, *again]))
         constants = [value for name, value in stats.items() if name not in DIFFERENTIABLE]
         ctx.mark_non_differentiable(*constants)
         return tuple(stats.values())
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         call, problem = ctx.call, ctx.call.problem
-        rows_ND = ctx.saved_tensors[3]
+        rows_ND = ctx.saved_tensors[0]
         coefs_N = {
             name: grad
             for name, grad in zip(call.names, upstream, strict=True)

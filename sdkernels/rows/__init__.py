@@ -30,7 +30,7 @@ __all__ = [
 BACKENDS = ("auto", "triton", "torch", "compiled")
 
 logger = logging.getLogger("sdkernels")
-_announced: set[tuple[str, str]] = set()
+_announced: set[tuple[str, str, str]] = set()
 
 
 def resolve_backend(
@@ -76,7 +76,8 @@ def _triton_rows() -> RowBackend:
 
 
 def _chosen(rows: RowBackend, device: torch.device, why: str) -> RowBackend:
-    if (device.type, rows.name) not in _announced:
-        _announced.add((device.type, rows.name))
+    # With the reason: what was asked for once must not keep "auto" from saying what it takes.
+    if (device.type, rows.name, why) not in _announced:
+        _announced.add((device.type, rows.name, why))
         logger.info("sdkernels: %s rows on %s (%s)", rows.name, device.type, why)
     return rows

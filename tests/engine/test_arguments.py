@@ -209,6 +209,33 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         ValueError,
         "backend='cuda': accepted are 'auto', 'triton', 'to",
     ),
+    "hidden_nested": (
+        {"hidden": torch.nested.nested_tensor([HIDDEN[0], HIDDEN[1]], layout=torch.jagged)},
+        TypeError,
+        "hidden: expected a dense tensor [..., D], got a nested one",
+    ),
+    "hidden_sparse": ({"hidden": HIDDEN.to_sparse()}, TypeError, "got a sparse_coo one"),
+    "jsd_beta_text": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "jsd_beta": "half"},
+        ValueError,
+        "jsd_beta='half': expected a number strictly between 0 and 1",
+    ),
+    "jsd_beta_tensor": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "jsd_beta": torch.tensor(0.5)},
+        ValueError,
+        "jsd_beta=tensor(0.5000): expected a number strictly between 0 and 1",
+    ),
+    "entry_clip_text": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "entry_clip": "0.1"},
+        ValueError,
+        "entry_clip='0.1': expected a number above 0",
+    ),
+    "entry_clip_bool": (
+        {"teacher": sd.LogitsTeacher(LOGITS), "entry_clip": True},
+        ValueError,
+        "entry_clip=True: expected a number above 0",
+    ),
+    "topk_bool": ({"topk": True}, ValueError, "topk=True: expected a whole number from 1 to V = 9"),
     "gate": (
         {"gate": "entropy"},
         TypeError,
@@ -248,6 +275,13 @@ def test_message(name: str) -> None:
 def test_tokens(value: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         sd.token_loss(HIDDEN, WEIGHT, lambda s, tok: s.entropy, tokens={"adv": value})
+
+
+def test_tokens_and_loss_fn_of_another_kind() -> None:
+    with pytest.raises(TypeError, match="tokens: expected a dict of tensors by name, got list"):
+        sd.token_loss(HIDDEN, WEIGHT, lambda s, tok: s.entropy, tokens=[1])
+    with pytest.raises(TypeError, match=r"loss_fn: expected a function of \(s, tok\), got NoneTyp"):
+        sd.token_loss(HIDDEN, WEIGHT, None)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,13 @@ def test_mixing_tokens_is_noticed(name: str, tokens: int) -> None:
         loss_of(MIXING[name], T=tokens, tokens={"x": x})
 
 
+@pytest.mark.parametrize("name", sorted(set(MIXING) - {"shifted", "cumulative", "by_position"}))
+def test_mixing_tokens_is_noticed_where_a_chunk_is_one_token(name: str) -> None:
+    """Alone, a token is its own mean; the next run with a larger budget would not agree."""
+    with pytest.raises(ValueError, match="depends on the other tokens of its chunk"):
+        loss_of(MIXING[name], tokens={"x": torch.linspace(1, 2, T)}, chunk_bytes=1)
+
+
 @pytest.mark.parametrize("weight", [1e-9, 1e9])
 def test_mixing_tokens_is_noticed_at_any_weight(weight: float) -> None:
     """Normalised weights make losses of 1e-6 and less, far below any absolute tolerance."""

@@ -199,6 +199,27 @@ def test_aot_autograd_gives_the_same_gradients() -> None:
             torch.testing.assert_close(value, right)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_what_stands_in_masked_weights_does_no_harm(reduction: str, compiled: bool) -> None:
+    torch._dynamo.reset()
+    t = _tensors(6)
+    mask = torch.tensor([True, False, True, True, False, True])
+    teacher = sd.LogitsTeacher(t["teacher_hidden"] @ t["teacher_weight"].T)
+
+    def loss(hidden: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        return sd.linear_divergence(
+            hidden, t["weight"], teacher, weights=weights, mask=mask, reduction=reduction
+        )
+
+    weights = torch.arange(6, dtype=torch.float64).cos()
+    expected = loss(t["hidden"], weights)
+    if compiled:
+        loss = torch.compile(loss, backend="aot_eager", fullgraph=True)
+    found = loss(t["hidden"], weights.masked_fill(~mask, torch.nan))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_topk_teacher_is_refused_with_the_way_out() -> None:
     teacher = sd.TopKTeacher(torch.zeros(6, 1).long(), torch.full((6, 1), -1.0))
     with pytest.raises(TypeError, match=r"torch\.compiler\.disable"):

@@ -39,6 +39,16 @@ def test_rows(mask: Tensor | None, viewable: bool) -> None:
             assert torch.equal(problem.rows(tensor, lo, hi), kept[lo:hi])
 
 
+def test_rows_of_a_view_that_is_not_flat_send_nothing_to_the_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Numbers that go to a GPU as a tensor are waited for, and cannot be captured in a graph."""
+    problem = make(HIDDEN)
+    tensor = torch.arange(2 * 4 * 4).reshape(2, 4, 4)[:, :3]
+    monkeypatch.setattr(torch, "tensor", lambda *_, **__: pytest.fail("numbers become a tensor"))
+    problem.rows(tensor, 1, 4)
+
+
 def test_rows_of_a_view_share_its_memory() -> None:
     problem = make(HIDDEN)
     assert problem.rows(HIDDEN, 1, 3).data_ptr() == HIDDEN.flatten(0, 1)[1:].data_ptr()

@@ -308,12 +308,26 @@ def test_backward_frees_the_gradients() -> None:
     assert held() is None
 
 
-def test_double_backward_raises() -> None:
+@pytest.mark.parametrize("power", [1, 2])
+def test_double_backward_raises(power: int) -> None:
+    """Also where the upstream gradient is a constant (power 1): a gradient penalty is no 0."""
     problem = make_problem()
     loss, _ = problem.engine_loss(everything_loss)
-    (grad,) = torch.autograd.grad(loss * loss, problem.hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    (grad,) = torch.autograd.grad(loss**power, problem.hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        (problem.hidden.sum() + grad.square().sum()).backward()
+
+
+def test_a_graph_that_nobody_differentiates_changes_nothing() -> None:
+    grads = []
+    for create_graph in (False, True):
+        problem = make_problem()
+        loss, _ = problem.engine_loss(everything_loss)
+        grads.append(
+            torch.autograd.grad(loss, list(problem.leaves().values()), create_graph=create_graph)
+        )
+    for plain, with_graph in zip(*grads, strict=True):
+        assert torch.equal(plain, with_graph)
 
 
 def test_gradients_add_to_existing_ones_and_inputs_stay_as_they_are() -> None:

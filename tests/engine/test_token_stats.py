@@ -168,14 +168,37 @@ def test_second_backward_without_retain_graph_raises() -> None:
         stats.lse.sum().backward()
 
 
+@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("frozen_head", [False, True])
-def test_double_backward_raises(frozen_head: bool) -> None:
+def test_double_backward_raises(frozen_head: bool, power: int) -> None:
     problem = make_problem(bias=False)
     problem.weight.requires_grad_(not frozen_head)
     logp = sd.linear_logprob(problem.hidden, problem.weight, problem.targets)
-    (grad,) = torch.autograd.grad(logp.square().sum(), problem.hidden, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        grad.sum().backward()
+    (grad,) = torch.autograd.grad((logp**power).sum(), problem.hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        (problem.hidden.sum() + grad.square().sum()).backward()
+
+
+@pytest.mark.parametrize("frozen_head", [False, True])
+def test_constants_may_be_made_in_inference_mode(frozen_head: bool) -> None:
+    """A reference model's hidden states, say."""
+    plain = make_problem(bias=False)
+    plain.weight.requires_grad_(not frozen_head)
+    with torch.inference_mode():
+        frozen = {
+            name: value.detach().clone()
+            for name, value in vars(plain).items()
+            if isinstance(value, Tensor) and not value.requires_grad
+        }
+    assert "teacher_hidden" in frozen
+    made = Problem(**{**vars(plain), **frozen})
+    found = []
+    for problem in (plain, made):
+        stats = problem.engine_stats()
+        total = (stats.kl_teacher_student * stats.logp).sum()
+        found.append([total, *torch.autograd.grad(total, problem.hidden)])
+    for expected, value in zip(*found, strict=True):
+        assert torch.equal(expected, value)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])

@@ -65,6 +65,19 @@ def test_nothing_synchronises_between_the_start_and_the_end_of_a_step() -> None:
         _step(problem, mask=kept)
 
 
+def test_shifted_views_do_not_synchronise_either() -> None:
+    """hidden[:, :-1] of a batch, as every next-token loss takes it."""
+    hidden_TD, weight_VD, _, _ = _problem(8 * 75, 256, 5000)
+    states = hidden_TD.detach().reshape(8, 75, 256)
+    ids = torch.randint(5000, (8, 75), device=DEVICE)
+    teacher = sd.HiddenTeacher(states[:, :-1] * 1.5, weight_VD.detach())
+    problem = (states[:, :-1].requires_grad_(), weight_VD, teacher, ids[:, 1:])
+    _step(problem)
+    torch.cuda.synchronize()
+    with _synchronisation_is_an_error():
+        _step(problem, chunk_bytes=16 * MIB)
+
+
 def test_a_mask_synchronises_once_before_the_first_product() -> None:
     problem = _problem(600, 256, 5000)
     mask = torch.arange(600, device=DEVICE) % 3 != 0

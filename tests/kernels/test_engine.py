@@ -129,6 +129,25 @@ def test_auto_says_once_which_backend_runs_and_why(
     assert DEVICE.type in caplog.text
 
 
+def test_auto_says_so_after_the_same_rows_were_asked_for(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(rows, "_announced", set())
+    name = rows.resolve_backend("auto", DEVICE).name
+    rows._announced.clear()
+    with caplog.at_level(logging.INFO, "sdkernels"):
+        rows.resolve_backend(name, DEVICE)
+        rows.resolve_backend("auto", DEVICE)
+    assert [record.args[2] == "asked for" for record in caplog.records] == [True, False]
+
+
+def test_float64_teacher_logits_are_refused_by_name() -> None:
+    teacher = sd.LogitsTeacher(torch.randn(2, 20, dtype=torch.float64, device=DEVICE))
+    hidden, weight = torch.randn(2, 8, device=DEVICE), torch.randn(20, 8, device=DEVICE)
+    with pytest.raises(TypeError, match=r"teacher\.logits has dtype float64: the Triton rows"):
+        sd.token_stats(hidden, weight, teacher=teacher, backend="triton")
+
+
 @pytest.mark.parametrize(
     ("version", "complaint"), [("3.5.1", "too old"), (None, "not installed"), ("3.6.0", None)]
 )
