@@ -59,7 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     # `train` reads its flags itself: they are the fields of its configuration.
     rest = arguments[1:] if arguments[:1] == ["train"] else []
     options = parser.parse_args(["train"] if rest else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    # What other libraries note by the way (a font cache that was made) is not for the terminal.
+    logging.getLogger("sdkernels").setLevel(logging.INFO)
     return _run(options, rest)
 
 

@@ -236,3 +236,16 @@ def test_a_closed_pipe_ends_quietly():
     os.close(write_end)
     assert done.returncode == 141
     assert done.stderr == ""
+
+
+def test_notes_of_other_libraries_stay_out_of_the_terminal():
+    script = (
+        "import logging, sys\n"
+        "from sdkernels.cli import main\n"
+        "main(['recipes'])\n"
+        "logging.getLogger('matplotlib').info('a font cache was made')\n"
+        "logging.getLogger('matplotlib').warning('a font is missing')\n"
+        "logging.getLogger('sdkernels').info('torch rows')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stderr == "a font is missing\ntorch rows\n"
