@@ -95,7 +95,7 @@ def _ratio(run: Run, path: Path) -> Path:
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
     axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.axvline(1.0, color=INK, linewidth=1)
-    axes.set_xlabel("time / time of the bare matrix products (1 = nothing can be faster)")
+    axes.set_xlabel("time / time of the bare matrix products of the same work")
     _caption(figure, _title(run, tokens=True))
     figure.savefig(path)
     return path

@@ -13,6 +13,7 @@ from torch import Tensor
 from sdkernels.engine import library
 from sdkernels.engine.arguments import mask_of
 from sdkernels.engine.heads import LMHead, as_head
+from sdkernels.engine.scalars import is_number
 from sdkernels.engine.stats import Tokens, TokenStats
 from sdkernels.engine.teachers import Teacher, TopKTeacher
 from sdkernels.engine.token_loss import token_loss
@@ -144,6 +145,11 @@ def linear_divergence(
     if reduction not in REDUCTIONS:
         raise ValueError(
             f"reduction={reduction!r}: accepted are {', '.join(map(repr, REDUCTIONS))}"
+        )
+    if divergence == "jsd" and not (is_number(beta) and 0 < beta < 1):
+        raise ValueError(
+            f"beta={beta!r}: expected a number strictly between 0 and 1; the divergences at the "
+            "ends are 'kl_teacher_student' and 'kl_student_teacher'"
         )
     if teacher is None:
         raise TypeError("teacher: expected a HiddenTeacher, LogitsTeacher or TopKTeacher, got None")

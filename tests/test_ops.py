@@ -157,7 +157,7 @@ def test_no_token(lead: tuple[int, ...], reduction: str) -> None:
         (
             {"divergence": "jsd", "beta": 1.0},
             ValueError,
-            "jsd_beta=1.0: expected a number strictly b",
+            "beta=1.0: expected a number strictly b",
         ),
         (
             {"teacher": None},

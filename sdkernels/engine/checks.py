@@ -72,8 +72,9 @@ def check_sources(total: Tensor, leaves: list[Tensor]) -> None:
 
 
 def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens: int) -> None:
-    """Evaluate two groups of tokens apart and together: a loss that mixes tokens (a mean, a
-    maximum, a quantile) comes out differently.
+    """Evaluate two groups of tokens apart and together, and one of them among many of half and
+    among many of twice its numbers: a loss that mixes tokens (a mean, a maximum, a quantile) comes
+    out differently. (Of a few tokens both groups can have the same ones above their quantiles.)
 
     Groups are a multiple of 64 tokens long, with repetitions: vector and scalar code of one
     function differ in the last bits, which a loss that cancels (exp(x) - 1) blows up, and like
@@ -82,8 +83,6 @@ def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens:
     """
     if tokens == 0:
         return
-    if tokens == 1:
-        seen, tok, tokens = _with_another(seen), _with_another(tok), 2
     middle = (tokens + 1) // 2
     width = -(-min(middle, CHECKED_TOKENS) // 64) * 64
     steps = torch.arange(width, device=next(iter(vars(seen).values())).device)
@@ -92,26 +91,40 @@ def check_token_by_token(loss_fn: LossFn, seen: TokenStats, tok: Tokens, tokens:
     def loss_of(rows: Tensor) -> Tensor:
         return loss_fn(pick(seen, rows), pick(tok, rows))
 
-    apart, together = [loss_of(first), loss_of(second)], loss_of(torch.cat([first, second]))
-    same_shape = together.shape == (2 * width,) and all(part.shape == (width,) for part in apart)
-    if not same_shape or not torch.allclose(
-        torch.cat(apart), together, rtol=1e-4, atol=0.0, equal_nan=True
-    ):
+    alone = loss_of(first)
+    agree = True
+    for factor in (0.5, 2.0):
+        among = loss_fn(_among(seen, first, factor), _among(tok, first, factor))
+        agree = agree and _same(alone, among, width, 4 * width)
+    if agree and tokens > 1:
+        together = loss_of(torch.cat([first, second]))
+        agree = _same(torch.cat([alone, loss_of(second)]), together, 2 * width, 2 * width)
+    if not agree:
         raise ValueError(
-            "loss_fn: the loss of a token depends on the other tokens of its chunk (two halves "
-            "evaluated apart give other values). It must act token by token; compute means, maxima "
+            "loss_fn: the loss of a token depends on the other tokens of its chunk (the same token "
+            "among others gets another value). It must act token by token; compute means, maxima "
             "and quantiles before and pass them in tokens="
         )
 
 
-def _with_another(fields: Fields) -> Fields:
-    """The one token of a chunk and a second one, of half its numbers."""
+def _same(apart: Tensor, together: Tensor, tokens: int, all_tokens: int) -> bool:
+    """Whether the losses of `tokens` tokens are the first of `all_tokens` that were evaluated."""
+    return (
+        apart.shape == (tokens,)
+        and together.shape == (all_tokens,)
+        and torch.allclose(apart, together[:tokens], rtol=1e-4, atol=0.0, equal_nan=True)
+    )
 
-    def pair(value: Tensor) -> Tensor:
-        other = value / 2 if value.is_floating_point() else value
-        return torch.cat([value, other]).detach()
 
-    return type(fields)({name: pair(value) for name, value in vars(fields).items()})
+def _among(fields: Fields, rows: Tensor, factor: float) -> Fields:
+    """The tokens `rows`, behind them three times as many with `factor` times their numbers."""
+
+    def crowd(value: Tensor) -> Tensor:
+        value = value.detach()[rows]
+        other = value * factor if value.is_floating_point() else value
+        return torch.cat([value, other, other, other])
+
+    return type(fields)({name: crowd(value) for name, value in vars(fields).items()})
 
 
 def check_finite(problem: Problem, loss_C: Tensor, seen: TokenStats, lo: int) -> None:

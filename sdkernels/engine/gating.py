@@ -24,17 +24,17 @@ def attach_gate(problem: Problem, gate: Any, mask: Tensor | None) -> None:
     """
     if gate is None:
         return
-    if hasattr(gate, "bind"):
+    if hasattr(gate, "bind") and not isinstance(gate, type):
         lead = problem.lead_shape
         valid = torch.ones(lead, dtype=torch.bool, device=problem.device)
         if mask is not None:
             valid = mask_of(mask, lead)
         entropy = _entropies(problem) if gate.needs_entropy else None
         gate = gate.bind(entropy, valid)
-    if not hasattr(gate, "direction"):
+    if isinstance(gate, type) or not hasattr(gate, "direction"):
         raise TypeError(
             "gate: expected a gate of sdkernels.gates or what its bind() returns, got "
-            f"{type(gate).__name__}"
+            f"{f'the class {gate.__name__}' if isinstance(gate, type) else type(gate).__name__}"
         )
     thresholds = {}
     for name in ("tau", "sigma"):

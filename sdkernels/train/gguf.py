@@ -109,10 +109,25 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     # The per-tensor bar of the GGUF reader is a bare tqdm that no setting of transformers reaches.
     with no_progress_bars(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, **where)
+        _take_special_tokens(tokenizer, gguf_file)
         model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, dtype=torch.float32, **where)
         _forget_quantization(model)
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _take_special_tokens(tokenizer: Any, gguf_file: Path) -> None:
+    """The special tokens that the file names by id. transformers 5.10 puts the first token of the
+    vocabulary in their place, so that no response of SmolLM2 would end.
+    """
+    from gguf import GGUFReader
+
+    fields = GGUFReader(gguf_file).fields
+    for role, name in {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}.items():
+        field = fields.get(f"tokenizer.ggml.{name}_token_id")
+        if field is not None:
+            token = tokenizer.convert_ids_to_tokens(int(field.parts[field.data[0]][0]))
+            setattr(tokenizer, f"{role}_token", token)
 
 
 def _forget_quantization(model: Any) -> None:

@@ -236,6 +236,11 @@ CASES: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "entry_clip=True: expected a number above 0",
     ),
     "topk_bool": ({"topk": True}, ValueError, "topk=True: expected a whole number from 1 to V = 9"),
+    "gate_class": (
+        {"gate": EntropySign},
+        TypeError,
+        "gate: expected a gate of sdkernels.gates or what its bind() returns, got the class Entrop",
+    ),
     "gate": (
         {"gate": "entropy"},
         TypeError,

@@ -99,6 +99,22 @@ def test_mixing_tokens_is_noticed(name: str, tokens: int) -> None:
         loss_of(MIXING[name], T=tokens, tokens={"x": x})
 
 
+@pytest.mark.parametrize("tokens", [3, 5, 13, 40, 100])
+def test_a_quantile_of_few_tokens_is_noticed_whatever_they_are(tokens: int) -> None:
+    """Both halves of a small chunk often have the same tokens above their quantiles."""
+
+    def above_quantile(s: sd.TokenStats, tok: Any) -> torch.Tensor:
+        return s.logp * (s.entropy > s.entropy.quantile(0.8))
+
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        hidden = torch.randn(tokens, 8, generator=generator)
+        weight = torch.randn(50, 8, generator=generator)
+        ids = torch.randint(50, (tokens,), generator=generator)
+        with pytest.raises(ValueError, match="depends on the other tokens of its chunk"):
+            sd.token_loss(hidden, weight, above_quantile, targets=ids)
+
+
 @pytest.mark.parametrize("name", sorted(set(MIXING) - {"shifted", "cumulative", "by_position"}))
 def test_mixing_tokens_is_noticed_where_a_chunk_is_one_token(name: str) -> None:
     """Alone, a token is its own mean; the next run with a larger budget would not agree."""
