@@ -7,15 +7,33 @@ Importing the package itself imports neither Triton nor a kernel.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 
 import torch
 
-__all__ = ["MINIMUM_TRITON", "unavailable_reason"]
+__all__ = ["MINIMUM_TRITON", "triton_reason", "unavailable_reason"]
 
 MINIMUM_TRITON = (3, 6)
 DEVICE_TYPES = ("cuda", "xpu")  # torch calls ROCm devices "cuda" too
+
+
+def triton_reason() -> str | None:
+    """Why the kernels can't be imported, whatever the device, in one line; None: they can."""
+    try:
+        import triton
+    except Exception as error:  # a broken package raises what it likes
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return "Triton is not installed (pip install triton)"
+        return f"importing Triton fails with {type(error).__name__}: {error}"
+    version = getattr(triton, "__version__", None)
+    if version is None:
+        # A folder of that name on the path, which Python imports as a package without contents.
+        return f"what is imported as triton is not Triton, but {triton!r}: it has no __version__"
+    found = tuple(int(part) for part in version.split(".")[:2])
+    if found < MINIMUM_TRITON:
+        wanted = ".".join(map(str, MINIMUM_TRITON))
+        return f"Triton {version} is too old, {wanted} or newer is needed"
+    return None
 
 
 def unavailable_reason(device: torch.device | None = None) -> str | None:
@@ -24,14 +42,9 @@ def unavailable_reason(device: torch.device | None = None) -> str | None:
     Without `device`: whether any device of this machine can run them. CPU tensors are only served
     by Triton's interpreter (TRITON_INTERPRET=1 before Triton is imported), which is for tests.
     """
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (pip install triton)"
-    import triton
-
-    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if found < MINIMUM_TRITON:
-        wanted = ".".join(map(str, MINIMUM_TRITON))
-        return f"Triton {triton.__version__} is too old, {wanted} or newer is needed"
+    reason = triton_reason()
+    if reason is not None:
+        return reason
     if device is None:
         here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         device = torch.device("cpu") if here is None else here

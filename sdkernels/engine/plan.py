@@ -10,7 +10,6 @@ Shape letters: T tokens, D hidden, V vocabulary, C tokens of a chunk.
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +23,7 @@ from sdkernels.engine.chunks import (
 )
 from sdkernels.engine.linear import cast_rows_within
 from sdkernels.engine.stats import DIFFERENTIABLE
+from sdkernels.kernels import triton_reason
 from sdkernels.rows import RowSpec, slab_columns
 
 TEACHERS = ("hidden", "logits", None)
@@ -167,8 +167,9 @@ def _check(uses: tuple[str, ...], teacher: str | None, dtype: torch.dtype, slab_
 
 
 def _scratch_bytes(tokens: int, vocab: int) -> int:
-    if importlib.util.find_spec("triton") is None:
-        raise ValueError("the plan is that of the Triton rows: pip install triton (no GPU needed)")
+    reason = triton_reason()
+    if reason is not None:
+        raise ValueError(f"the plan is that of the Triton rows (no GPU needed): {reason}")
     from sdkernels.rows.triton_rows import TritonRows
 
     return TritonRows().scratch_bytes(tokens, vocab, RowSpec(torch.float32))

@@ -1,6 +1,12 @@
 """The engine on the Triton rows: whole losses against the torch rows in float64."""
 
+import ast
 import logging
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +14,7 @@ import torch
 from helpers.logit_problems import DEVICE
 
 import sdkernels as sd
-from sdkernels import kernels, rows
+from sdkernels import rows
 from sdkernels.testing import assert_close_to_reference, input_families
 
 TOKENS, HIDDEN, VOCAB = 9, 32, 700
@@ -155,7 +161,7 @@ def test_a_forced_backend_that_cannot_run_says_why(
     version: str | None, complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if version is None:
-        monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+        monkeypatch.setitem(sys.modules, "triton", None)
     else:
         monkeypatch.setattr("triton.__version__", version)
     if complaint is None:
@@ -164,6 +170,52 @@ def test_a_forced_backend_that_cannot_run_says_why(
     with pytest.raises(ValueError, match=f"backend='triton' cannot run: .*{complaint}"):
         rows.resolve_backend("triton", DEVICE)
     assert rows.resolve_backend("auto", DEVICE).name == "torch"
+
+
+OTHER_TRITON = """
+import importlib.machinery, sys
+class First:
+    def find_spec(self, name, path=None, target=None):
+        if name == "triton":
+            return importlib.machinery.PathFinder.find_spec(name, [sys.argv[1]])
+sys.meta_path.insert(0, First())
+import torch, sdkernels as sd
+print(sd.token_stats(torch.ones(2, 3), torch.ones(4, 3)).entropy.tolist())
+try:
+    sd.token_stats(torch.ones(2, 3), torch.ones(4, 3), backend="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "what is imported as triton is not Triton, but <module 'triton'"),
+        ("raise ImportError('libcuda.so is odd')", "fails with ImportError: libcuda.so is odd"),
+        ("from . import lost", "fails with ImportError: cannot import name 'lost'"),
+        ("import lost", "fails with ModuleNotFoundError: No module named 'lost'"),
+    ],
+)
+def test_something_else_named_triton_leaves_the_cpu_alone(
+    content: str | None, complaint: str, tmp_path: Path
+) -> None:
+    """A folder of that name (without content), or a package that does not import."""
+    (tmp_path / "triton").mkdir()
+    if content is not None:
+        (tmp_path / "triton" / "__init__.py").write_text(content)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", OTHER_TRITON, str(tmp_path)],
+        env=dict(os.environ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    values, message = done.stdout.splitlines()
+    assert ast.literal_eval(values) == pytest.approx([math.log(4)] * 2, rel=1e-6)
+    assert message.startswith("backend='triton' cannot run: ")
+    assert complaint in message
 
 
 def test_cpu_tensors_need_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
