@@ -134,11 +134,13 @@ def shared_limit(device: torch.device) -> int | None:
 
 
 def architecture(device: torch.device) -> str:
-    """`sm_90`, `gfx942` ... of a GPU; "interpreter" for the CPU."""
+    """`sm_90`, `gfx942` ... of a GPU, "xpu" for what tells no more; "interpreter" for the CPU."""
     if device.type == "cpu":
         return "interpreter"
     properties = torch.get_device_module(device).get_device_properties(device)
     name = getattr(properties, "gcnArchName", "")
     if name:
         return str(name).split(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
+    if hasattr(properties, "major"):
+        return f"sm_{properties.major}{properties.minor}"
+    return device.type  # an XPU's properties name no architecture

@@ -26,12 +26,12 @@ def choose_slab(problem: Problem, slab_free: bool | None, *, wants_gradient: boo
     """
     if not (slab_free is None or isinstance(slab_free, bool)):
         raise TypeError(f"slab_free={slab_free!r}: expected True, False or None (the launch table)")
-    if slab_free is False:
+    if slab_free is False or (slab_free is None and problem.plan.fits >= FEWEST_SLAB_TOKENS):
         return problem
     reason = _refusal(problem, wants_gradient)
-    if slab_free is None and (reason is not None or problem.plan.fits >= FEWEST_SLAB_TOKENS):
-        return problem
     if reason is not None:
+        if slab_free is None:
+            return problem
         raise ValueError(f"slab_free=True: {reason}; leave slab_free out, or pass False")
     head, fused = problem.head, problem.backend.fused
     assert fused is not None

@@ -90,6 +90,20 @@ def test_it_is_taken_where_the_budget_forbids_a_slab(forwards: list[str]) -> Non
             assert set(forwards) == {expected}, "the number of tokens must not decide"
 
 
+def test_where_a_slab_fits_nobody_asks_whether_the_kernel_could(
+    monkeypatch: pytest.MonkeyPatch, forwards: list[str]
+) -> None:
+    """The answer would cost a look at the device in every call."""
+
+    def never(*_: Any) -> str:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(type(TritonRows.fused), "refusal", never)
+    with torch.no_grad():
+        sd.token_stats(HIDDEN, WEIGHT, backend="triton")
+    assert set(forwards) == {"slab"}
+
+
 def test_what_needs_logits_gets_a_slab_by_itself(forwards: list[str]) -> None:
     few: dict[str, Any] = {"chunk_bytes": 200_000, "backend": "triton"}
     hidden = HIDDEN[:1].clone().requires_grad_()

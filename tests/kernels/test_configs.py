@@ -73,6 +73,19 @@ def test_the_engine_says_so_or_takes_a_slab(monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(stats.entropy, torch.full((2,), 9.0, device=DEVICE).log())
 
 
+def test_a_device_that_names_no_architecture_gets_the_smallest_tiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As XPUs do: `gpu_eu_count` and the like, neither `major` nor `gcnArchName`."""
+    module = SimpleNamespace(get_device_properties=lambda device: SimpleNamespace(gpu_eu_count=1))
+    monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    device = torch.device("xpu")
+    assert configs.architecture(device) == "xpu"
+    assert shared_limit(device) is None
+    config = linear_statistics._config(device, torch.bfloat16, plain=False)
+    assert config == linear_config("unknown", torch.bfloat16)
+
+
 def test_a_processor_has_no_such_limit() -> None:
     assert shared_limit(torch.device("cpu")) is None
     assert configs.architecture(torch.device("cpu")) == "interpreter"
