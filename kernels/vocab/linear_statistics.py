@@ -177,7 +177,8 @@ def linear_partial_statistics(
 
     Args:
         hidden_TD, weight_VD: of one dtype, float32 (multiplied as float32, not TF32), bfloat16 or
-            float16; any strides (columns that are not adjacent are copied).
+            float16; any strides (columns that are not adjacent are copied, and so are rows so far
+            apart that a tile of them spans 2^31 elements).
         ids_TK: int64, at most `MOST_IDS` a token.
         config: for tests; results depend on its tiles in the last bits.
 
@@ -193,11 +194,12 @@ def linear_partial_statistics(
     num_ids = 0 if ids_TK is None else ids_TK.shape[1]
     if num_ids > MOST_IDS:
         raise ValueError(f"{num_ids} ids a token: the fused kernel takes at most {MOST_IDS}")
-    hidden_TD, weight_VD = (_adjacent_columns(tensor) for tensor in (hidden_TD, weight_VD))
     (tokens, hidden), vocab = hidden_TD.shape, weight_VD.shape[0]
     if config is None:
         plain = bias_V is None and softcap is None and ids_TK is None
         config = _config(hidden_TD.device, hidden_TD.dtype, plain=plain)
+    hidden_TD = _compact(hidden_TD, config.tokens_tile)
+    weight_VD = _compact(weight_VD, config.vocab_tile)
     parts = triton.cdiv(vocab, config.vocab_tile * config.tiles)
     new = hidden_TD.new_empty
     partials_TFP = new((tokens, STUDENT_FIELDS, parts), dtype=torch.float32)
@@ -244,5 +246,11 @@ def _config(device: torch.device, dtype: torch.dtype, *, plain: bool) -> LinearC
 _PRECISIONS = {torch.float32: "ieee", torch.bfloat16: "ieee", torch.float16: "ieee"}
 
 
-def _adjacent_columns(tensor: Tensor) -> Tensor:
-    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
+def _compact(rows: Tensor, tile: int) -> Tensor:
+    """The rows, copied where their columns are not adjacent, or where a tile of them spans so much
+    memory that an offset within it is no 32-bit number.
+    """
+    count, columns = rows.shape
+    adjacent = rows.stride(1) == 1 or columns == 1
+    last = (min(tile, count) - 1) * rows.stride(0) + columns - 1
+    return rows if adjacent and last < 2**31 else rows.contiguous()

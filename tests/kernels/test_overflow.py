@@ -33,6 +33,7 @@ for near in rows:
 ids = torch.tensor([[1], [2], [3]], device=device)
 results = []
 for student, teacher in (rows, far):
+    linear = load("linear_statistics").linear_partial_statistics(student, teacher, ids_TK=ids - 1)
     student, teacher = Logits.of(student), Logits.of(teacher)
     sums = load("statistics").partial_statistics(student, teacher, ids)
     stats, numbers = load("merge").merge(
@@ -49,7 +50,8 @@ for student, teacher in (rows, far):
         student.raw_CV, ids_CK=ids, ids_coef_CK=torch.ones(3, 1, device=device),
         jsd_beta=0.5, entry_clip=0.01,
     )
-    results.append({**stats, "gradient": student.raw_CV.clone()})
+    fused = {"linear": linear.partials_CFP, "linear ids": linear.chosen_CK}
+    results.append({**stats, **fused, "gradient": student.raw_CV.clone()})
 for name, value in results[0].items():
     assert torch.equal(value, results[1][name]), name
 print("same bits")
@@ -69,6 +71,13 @@ def _run(package: str, folder: Path) -> subprocess.CompletedProcess[str]:
 def test_rows_beyond_two_to_the_31_elements_are_the_same_to_the_bit(tmp_path: Path) -> None:
     done = _run("sdkernels.kernels", tmp_path)
     assert done.stdout.strip().endswith("same bits"), done.stderr[-2000:]
+
+
+def test_the_fused_kernel_without_its_copy_is_killed(tmp_path: Path) -> None:
+    """Inside a tile its offsets have 32 bits: rows that far apart have to be moved together."""
+    old = "adjacent and last < 2**31"
+    package = mutated_package(tmp_path, "linear_statistics.py", old, "adjacent")
+    assert "same bits" not in _run(package, tmp_path).stdout
 
 
 @pytest.mark.parametrize(
