@@ -7,7 +7,13 @@ from typing import Any
 
 import torch
 
-from .configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS, RowConfig, linear_config
+from .configs import (
+    ELEMENTWISE_CONFIGS,
+    MOST_IDS,
+    STATISTICS_CONFIGS,
+    RowConfig,
+    linear_config,
+)
 
 # Shared memory that one block may use, in bytes.
 SHARED_LIMITS = {
@@ -63,6 +69,8 @@ def cases() -> list[Case]:
     for target in TARGETS:
         for dtype, name in _LINEAR_DTYPES:
             found += [_linear(target, dtype, name, plain) for plain in (False, True)]
+        # From two ids on each is a comparison more in registers that are nearly full.
+        found += [_linear(target, torch.bfloat16, "bf16", False, ids) for ids in (2, MOST_IDS)]
     return found
 
 
@@ -256,14 +264,15 @@ def _put() -> Case:
     )
 
 
-def _linear(target: str, dtype: torch.dtype, name: str, plain: bool) -> Case:
-    config = linear_config(target, dtype, plain=plain)
+def _linear(target: str, dtype: torch.dtype, name: str, plain: bool, ids: int = 1) -> Case:
+    config = linear_config(target, dtype, plain=plain, ids=ids)
     pointers = {"hidden_ptr": name, "weight_ptr": name, "partials_ptr": "fp32"}
     if not plain:
         pointers |= {"bias_ptr": name, "ids_ptr": "i64", "chosen_ptr": "fp32"}
     tiles = f"{config.tokens_tile}x{config.vocab_tile}x{config.hidden_tile}"
+    what = "plain" if plain else "everything" if ids == 1 else f"{ids} ids"
     return Case(
-        f"linear/{tiles}/{name}/{'plain' if plain else 'everything'}",
+        f"linear/{tiles}/{name}/{what}",
         "linear_statistics",
         "linear_statistics_kernel",
         _signature(
@@ -274,7 +283,7 @@ def _linear(target: str, dtype: torch.dtype, name: str, plain: bool) -> Case:
         {
             "HIDDEN": 4096,
             "FIELDS": 3,
-            "NUM_IDS": 0 if plain else 1,
+            "NUM_IDS": 0 if plain else ids,
             "TILES": config.tiles,
             "TOKENS_TILE": config.tokens_tile,
             "VOCAB_TILE": config.vocab_tile,

@@ -81,11 +81,20 @@ _LINEAR_16_BIT_PLAIN = {
     "sm_90": LinearConfig(128, 256, 64, num_warps=8, num_stages=3, tiles=8),
     "sm_100": LinearConfig(128, 256, 64, num_warps=8, num_stages=3, tiles=8),
 }
+# Two ids a token and more take registers: half the tile, in parts of the same width.
+_LINEAR_16_BIT_SEVERAL_IDS = {
+    "sm_90": LinearConfig(128, 64, 64, num_warps=8, num_stages=4, tiles=32),
+    "sm_100": LinearConfig(128, 64, 64, num_warps=8, num_stages=4, tiles=32),
+}
 _LINEAR_32_BIT = {
     "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
 }
 _SMALL_32_BIT = LinearConfig(64, 64, 32, num_warps=8, num_stages=2, tiles=32)
 
+
+# Each chosen id costs the fused linear kernel a comparison with every logit: lists longer than this
+# need a slab.
+MOST_IDS = 8
 
 # Fewer tokens than a tile of the fused linear kernel leave most of it idle, and a slab of so few
 # would have the whole weight read for each of them: where the budget allows no larger one,
@@ -95,10 +104,15 @@ FEWEST_SLAB_TOKENS = 128
 
 
 def linear_config(
-    arch: str, dtype: torch.dtype, *, plain: bool = False, limit_bytes: int | None = None
+    arch: str,
+    dtype: torch.dtype,
+    *,
+    plain: bool = False,
+    ids: int = 1,
+    limit_bytes: int | None = None,
 ) -> LinearConfig:
-    """For the fused linear kernel; `plain` is without bias, softcap and chosen ids, `limit_bytes`
-    the shared memory that a block may use (None: enough).
+    """For the fused linear kernel; `plain` is without bias, softcap and chosen ids, `ids` the
+    number of those a token, `limit_bytes` the shared memory that a block may use (None: enough).
 
     An architecture that the table does not know, or whose own row does not fit, gets the smallest
     tiles.
@@ -112,6 +126,8 @@ def linear_config(
         choices = [_LINEAR_16_BIT.get(arch, _SMALL), _SMALL]
         if plain and arch in _LINEAR_16_BIT_PLAIN:
             choices = [_LINEAR_16_BIT_PLAIN[arch], *choices]
+        elif ids > 1 and arch in _LINEAR_16_BIT_SEVERAL_IDS:
+            choices = [_LINEAR_16_BIT_SEVERAL_IDS[arch], _SMALL]
     for config in choices:
         if limit_bytes is None or config.shared_bytes(dtype) <= limit_bytes:
             return config

@@ -22,14 +22,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .configs import LinearConfig, architecture, linear_config, shared_limit
+from .configs import MOST_IDS, LinearConfig, architecture, linear_config, shared_limit
 from .launch import on_device
 from .partials import MAX, STUDENT_FIELDS, SUM, SUM_X
 from .statistics import Partials
 from .transform import factors, guarded, times, transformed
-
-# Each chosen id costs a comparison with every logit: lists longer than this need a slab.
-MOST_IDS = 8
 
 
 @triton.jit
@@ -158,7 +155,7 @@ def most_linear_parts(device: torch.device, dtype: torch.dtype, vocab: int) -> i
     Raises:
         ValueError: as `linear_config`.
     """
-    configs = [_config(device, dtype, plain=plain) for plain in (False, True)]
+    configs = [_config(device, dtype, plain=ids == 0, ids=ids) for ids in (0, 1, MOST_IDS)]
     return max(triton.cdiv(vocab, config.vocab_tile * config.tiles) for config in configs)
 
 
@@ -197,7 +194,7 @@ def linear_partial_statistics(
     (tokens, hidden), vocab = hidden_TD.shape, weight_VD.shape[0]
     if config is None:
         plain = bias_V is None and softcap is None and ids_TK is None
-        config = _config(hidden_TD.device, hidden_TD.dtype, plain=plain)
+        config = _config(hidden_TD.device, hidden_TD.dtype, plain=plain, ids=num_ids)
     hidden_TD = _compact(hidden_TD, config.tokens_tile)
     weight_VD = _compact(weight_VD, config.vocab_tile)
     parts = triton.cdiv(vocab, config.vocab_tile * config.tiles)
@@ -238,8 +235,9 @@ def linear_partial_statistics(
     return Partials(partials_TFP, chosen_TK, None)
 
 
-def _config(device: torch.device, dtype: torch.dtype, *, plain: bool) -> LinearConfig:
-    return linear_config(architecture(device), dtype, plain=plain, limit_bytes=shared_limit(device))
+def _config(device: torch.device, dtype: torch.dtype, *, plain: bool, ids: int) -> LinearConfig:
+    arch, limit_bytes = architecture(device), shared_limit(device)
+    return linear_config(arch, dtype, plain=plain, ids=ids, limit_bytes=limit_bytes)
 
 
 # TF32 would round float32 factors to 10 bits; 16-bit factors are exact in any of the modes.

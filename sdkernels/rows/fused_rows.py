@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from sdkernels.kernels.linear_statistics import (
-    MOST_IDS,
-    linear_partial_statistics,
-    most_linear_parts,
-)
+from sdkernels.kernels.configs import MOST_IDS
+from sdkernels.kernels.linear_statistics import linear_partial_statistics, most_linear_parts
 from sdkernels.kernels.partials import STUDENT_FIELDS
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.partials import Partials

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from sdkernels.kernels import aot, aot_cases
+from sdkernels.kernels.configs import MOST_IDS
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -31,6 +32,15 @@ def test_every_kernel_has_a_case_for_every_shipped_tile() -> None:
     for config in aot_cases.ELEMENTWISE_CONFIGS:
         assert f"mixture/{config.tile}/fp32/everything" in names
         assert f"gradient/{config.tile}/fp32/fp32/everything" in names
+
+
+@pytest.mark.parametrize("target", aot.TARGETS)
+@pytest.mark.parametrize("ids", [1, 2, MOST_IDS])
+def test_the_fused_kernel_is_compiled_for_the_fewest_and_the_most_ids(
+    target: str, ids: int
+) -> None:
+    cases = [case for case in aot_cases.cases() if target in case.targets]
+    assert any(case.constants.get("NUM_IDS") == ids and "linear" in case.name for case in cases)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +89,7 @@ def test_the_fused_linear_kernel_uses_the_matrix_instruction_of_its_target(
 
 VECTORS = """
 from sdkernels.kernels import aot, aot_cases
+from sdkernels.kernels.configs import MOST_IDS
 from sdkernels.kernels.configs import ELEMENTWISE_CONFIGS, STATISTICS_CONFIGS
 statistics = aot_cases._statistics(STATISTICS_CONFIGS[-1], "fp32", "pair")
 gradient = aot_cases._gradient(ELEMENTWISE_CONFIGS[-1], "fp32", "bf16", "kl_teacher_student")

@@ -9,7 +9,7 @@ from helpers.logit_problems import DEVICE
 
 import sdkernels as sd
 from sdkernels.kernels import aot, configs, linear_statistics
-from sdkernels.kernels.configs import LinearConfig, linear_config, shared_limit
+from sdkernels.kernels.configs import MOST_IDS, LinearConfig, linear_config, shared_limit
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -20,7 +20,8 @@ def test_the_bound_on_shared_memory_holds_for_every_compiled_configuration() -> 
     assert len(linear) > 40
     for key, (_, _, shared_bytes, _) in linear.items():
         _, tiles, name, what, arch = key.split("/")
-        config = linear_config(arch, DTYPES[name], plain=what == "plain")
+        ids = int(what.removesuffix(" ids")) if what.endswith(" ids") else 1
+        config = linear_config(arch, DTYPES[name], plain=what == "plain", ids=ids)
         assert tiles == f"{config.tokens_tile}x{config.vocab_tile}x{config.hidden_tile}"
         bound = config.shared_bytes(DTYPES[name])
         assert shared_bytes <= bound <= 2 * shared_bytes + 16384 + 1024, key
@@ -41,11 +42,20 @@ def test_an_architecture_with_less_than_its_row_wants_gets_smaller_tiles(
     device = torch.device("cuda")
     _device(monkeypatch, 232_448, 9, 0)
     assert shared_limit(device) == 232_448
-    full = linear_statistics._config(device, torch.bfloat16, plain=True)
+    full = linear_statistics._config(device, torch.bfloat16, plain=True, ids=0)
     assert (full.vocab_tile, full.num_stages) == (256, 3)
     _device(monkeypatch, 101_376, 9, 0)
-    small = linear_statistics._config(device, torch.bfloat16, plain=True)
+    small = linear_statistics._config(device, torch.bfloat16, plain=True, ids=0)
     assert small == linear_config("sm_86", torch.bfloat16)
+
+
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+def test_several_ids_a_token_get_smaller_tiles_and_parts_of_the_same_width(arch: str) -> None:
+    """Of another width the sizes that a budget is planned with would not hold."""
+    one, two, most = (linear_config(arch, torch.bfloat16, ids=ids) for ids in (1, 2, MOST_IDS))
+    assert two == most
+    assert two.vocab_tile < one.vocab_tile
+    assert two.vocab_tile * two.tiles == one.vocab_tile * one.tiles
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values())
@@ -54,12 +64,13 @@ def test_too_little_for_every_configuration_names_need_and_limit(
 ) -> None:
     need = linear_config("unknown", dtype).shared_bytes(dtype)
     _device(monkeypatch, need, 3, 5)
-    config: LinearConfig = linear_statistics._config(torch.device("cuda"), dtype, plain=False)
+    device = torch.device("cuda")
+    config: LinearConfig = linear_statistics._config(device, dtype, plain=False, ids=1)
     assert config.shared_bytes(dtype) == need
     _device(monkeypatch, need - 1, 3, 5)
     message = rf"needs {need} bytes of shared memory a block, sm_35 has {need - 1}"
     with pytest.raises(ValueError, match=message):
-        linear_statistics.most_linear_parts(torch.device("cuda"), dtype, 1000)
+        linear_statistics.most_linear_parts(device, dtype, 1000)
 
 
 def test_the_engine_says_so_or_takes_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,7 +93,7 @@ def test_a_device_that_names_no_architecture_gets_the_smallest_tiles(
     device = torch.device("xpu")
     assert configs.architecture(device) == "xpu"
     assert shared_limit(device) is None
-    config = linear_statistics._config(device, torch.bfloat16, plain=False)
+    config = linear_statistics._config(device, torch.bfloat16, plain=False, ids=1)
     assert config == linear_config("unknown", torch.bfloat16)
 
 
