@@ -8,9 +8,9 @@ With M the largest of the parts' pivots, d = m - M a part's distance to it and a
     KL(T||S) = (sum e_t g) / Z_t + log Z_s / Z_t  KL(S||T) = -(sum e_s g) / Z_s - log Z_s / Z_t
 
 A model without mass (all logits -inf) has H = 0 and log-probs -inf; KL(P||Q) is 0 where P has no
-mass, inf where only Q has none. An id outside the vocabulary has log-prob NaN. The epilogue writes
-the entropy gate's direction: +1 where H <= tau else -1 ("sign"), or tanh((tau - H) / sigma)
-("tanh"), 0 where sigma is 0.
+mass, inf where only Q has none, and NaN where either model has a NaN. An id outside the vocabulary
+has log-prob NaN. The epilogue writes the entropy gate's direction: +1 where H <= tau else -1
+("sign"), or tanh((tau - H) / sigma) ("tanh"), 0 where sigma is 0.
 
 One program a row; reads 8 floats a part. Shape letters: C tokens, V vocabulary, K ids a token, P
 parts, F fields of a part, N numbers kept per row (see `RowNumbers`).
@@ -194,13 +194,17 @@ def merge_kernel(
         gap_s = _mean_gap(row_ptr, slots, parts, rescale_s, mass_s, between, total_s, GAP_S)
         # Of the quotient: exact where teacher == student, and a small KL keeps its digits.
         shift = tl.log(tl.math.div_rn(total_s, total_t))
-        tl.store(kept_ptr + SHIFT, shift)
         no_student = log_z_s == float("-inf")
         no_teacher = log_z_t == float("-inf")
+        # Without a model to shift to, the log-ratio of an entry is what its logits say: +-inf.
+        tl.store(kept_ptr + SHIFT, tl.where(no_student | no_teacher, 0.0, shift))
         kl_ts = tl.where(no_student, float("inf"), gap_t + shift)
         kl_st = tl.where(no_teacher, float("inf"), -gap_s - shift)
-        kl_st = tl.where(no_student, 0.0, kl_st)
-        tl.store(kl_teacher_student_ptr + row, tl.where(no_teacher, 0.0, kl_ts))
+        # 0, or NaN where there is one: the choices above would lose it.
+        unknown = 0.0 * (total_s + total_t)
+        kl_ts = tl.where(no_teacher, 0.0, kl_ts) + unknown
+        kl_st = tl.where(no_student, 0.0, kl_st) + unknown
+        tl.store(kl_teacher_student_ptr + row, kl_ts)
         tl.store(kl_student_teacher_ptr + row, kl_st)
         tl.store(kept_ptr + KL_STUDENT_TEACHER, kl_st)
         if ids_ptr is not None:

@@ -7,9 +7,10 @@ Both are sums over entries of the log-ratio r = log T/S of the finished softmaxe
     log M/T = max(-r, 0) + the same
     jsd = beta KL(T||M) + (1 - beta) KL(S||M)        clipped = sum min(T r, c)
 
-The form of log M/S is exactly 0 at r = 0 and never overflows. Parts are plain sums here, added up
-by `merge_mixture_kernel` in one fixed tree. Reads 2 slabs once. Shape letters: C tokens, V
-vocabulary, P parts, N numbers kept per row.
+An entry that only the teacher allows has r = inf and contributes c, also where the student's row
+has no mass at all; jsd is 0 where either row has none. The form of log M/S is exactly 0 at r = 0
+and never overflows. Parts are plain sums here, added up by `merge_mixture_kernel` in one fixed
+tree. Reads 2 slabs once. Shape letters: C tokens, V vocabulary, P parts, N numbers kept per row.
 """
 # mypy: disallow-untyped-defs=False
 
@@ -48,7 +49,7 @@ def softmax(z, kept_ptr, PIVOT_: tl.constexpr, INV_Z_: tl.constexpr):
 
 @triton.jit
 def log_ratio(x_s, x_t, kept_ptr):
-    """r = log T/S; 0 where neither has mass."""
+    """r = log T/S; 0 where neither has mass (a NaN logit comes back in the merge)."""
     r = (x_t - x_s) + tl.load(kept_ptr + SHIFT)
     return tl.where(r != r, 0.0, r)
 
@@ -134,13 +135,19 @@ def merge_mixture_kernel(
     slots = tl.arange(0, PARTS_TILE)
     row_ptr = sums_ptr + row * (4 * parts)
     kept_ptr = rows_ptr + row * NUMBERS
+    inverse_s = tl.load(kept_ptr + INV_Z)
+    inverse_t = tl.load(kept_ptr + TEACHER_INV_Z)
+    # 0, or NaN where a logit is: as a log-ratio it counted as 0.
+    unknown = 0.0 * (inverse_s + inverse_t)
     if jsd_ptr is not None:
         kl_student = _part_sum(row_ptr, parts, slots, 0)
         kl_teacher = _part_sum(row_ptr, parts, slots, 1)
-        tl.store(jsd_ptr + row, beta * kl_teacher + (1.0 - beta) * kl_student)
-        tl.store(kept_ptr + KL_STUDENT_MIXTURE, kl_student)
+        jsd = beta * kl_teacher + (1.0 - beta) * kl_student
+        jsd = tl.where((inverse_s == 0.0) | (inverse_t == 0.0), 0.0, jsd)
+        tl.store(jsd_ptr + row, jsd + unknown)
+        tl.store(kept_ptr + KL_STUDENT_MIXTURE, kl_student + unknown)
     if clipped_ptr is not None:
-        tl.store(clipped_ptr + row, _part_sum(row_ptr, parts, slots, 2))
+        tl.store(clipped_ptr + row, _part_sum(row_ptr, parts, slots, 2) + unknown)
         # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
         tl.store(kept_ptr + UNCLIPPED, 1.0 - _part_sum(row_ptr, parts, slots, 3))
 

@@ -1,7 +1,8 @@
 """The numbers per row that `merge` and `mixture` keep for the passes after them: `[C, N]` float32.
 
 PIVOT is 0 for a row without mass, LOG_Z -inf and INV_Z 0, so that its softmax is 0 everywhere.
-SHIFT is log Z_s - log Z_t, from the quotient: two rounded logarithms would lose a small divergence.
+SHIFT is log Z_s - log Z_t, from the quotient: two rounded logarithms would lose a small divergence;
+0 where either has no mass.
 UNCLIPPED is the teacher's mass on the entries that the entry clip leaves alone.
 """
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from sdkernels.rows.blocks import Scratch, blocks, rows_per_block, transformed
 from sdkernels.rows.compiled_formulas import Logits, Row
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
+from sdkernels.rows.mixture import finished
 from sdkernels.rows.partials import MAX, SUM, TEACHER_MAX, Partials, RowNumbers, merge
 from sdkernels.rows.torch_rows import NEEDS_LOG_RATIO, NEEDS_TEACHER_LOGITS, one_part, topk_ids
 
@@ -41,8 +42,7 @@ class _Rows:
     student: Row
     teacher: Row | None
     shift_C: Tensor | None
-    unclipped_mass_C: Tensor | None = None
-    kl_student_mixture_C: Tensor | None = None
+    kept: dict[str, Tensor] = field(default_factory=dict)  # of `mixture.finished`
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ class CompiledRows:
         stats, numbers = merge(sums, vocab=vocab, ids_CK=ids_CK)
         rows = _row_numbers(sums_CF, numbers, spec.compute_dtype)
         if t is not None and not (spec.jsd_beta is None and spec.entry_clip is None):
-            _mixture(s, t, spec, stats, rows)
+            sums_CF = _mixture_sums(s, t, spec, rows)
+            more, kept = finished(sums_CF, numbers, spec)
+            stats |= more
+            rows.kept |= {name: value.to(spec.compute_dtype) for name, value in kept.items()}
         # Until here in float64: differences of sums keep their digits.
         stats = {name: value.to(spec.compute_dtype) for name, value in stats.items()}
         split_lists(stats, chosen_CK, support_CK)
@@ -256,24 +259,16 @@ def _row_numbers(sums_CF: Tensor, numbers: RowNumbers, dtype: torch.dtype) -> _R
     return _Rows(s, t, (numbers.shift_C + (moved_C - t_moved_C)).to(dtype))
 
 
-def _mixture(s: Logits, t: Logits, spec: RowSpec, stats: dict[str, Tensor], rows: _Rows) -> None:
-    """The divergences that need finished softmaxes: JSD, and KL(T||S) with clipped entries."""
+def _mixture_sums(s: Logits, t: Logits, spec: RowSpec, rows: _Rows) -> Tensor:
+    """The sums that `mixture.finished` takes, `[C, F]` in float64."""
     side = Side(s.raw_CV)
     beta, clip = (_number(value, side, spec) for value in (spec.jsd_beta, spec.entry_clip))
-    sums_CF = _compiled(formulas.mixture)(
+    sums_CF: Tensor = _compiled(formulas.mixture)(
         s, t, rows.student, rows.teacher, rows.shift_C, beta, clip, spec.compute_dtype
     )
     if spec.shard is not None:
         sums_CF = spec.shard.join_sums(sums_CF[:, :, None], one_part).sum(-1)
-    sums = list(sums_CF.unbind(1))
-    if spec.entry_clip is not None:
-        stats["clipped_kl_teacher_student"] = sums.pop(0)
-        # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
-        rows.unclipped_mass_C = (1.0 - sums.pop(0)).to(spec.compute_dtype)
-    if spec.jsd_beta is not None:
-        kl_s_C, kl_t_C = sums
-        stats["jsd"] = spec.jsd_beta * kl_t_C + (1.0 - spec.jsd_beta) * kl_s_C
-        rows.kl_student_mixture_C = kl_s_C.to(spec.compute_dtype)
+    return sums_CF
 
 
 def _chosen_gradient(
@@ -322,14 +317,14 @@ def _factors(state: _State, c: dict[str, Tensor]) -> dict[str, Tensor]:
         if name in c:
             softmax_C = softmax_C + c[name]
     factors = {name: c[name] for name in NEEDS_TEACHER_LOGITS if name in c}
-    if "clipped_kl_teacher_student" in c and rows.unclipped_mass_C is not None:
-        softmax_C = softmax_C + c["clipped_kl_teacher_student"] * rows.unclipped_mass_C
+    if "clipped_kl_teacher_student" in c:
+        softmax_C = softmax_C + c["clipped_kl_teacher_student"] * rows.kept["unclipped_mass"]
     if "entropy" in c:
         # -S (log S + H) with log S = x - log Z
         factors["x"] = -c["entropy"]
         softmax_C = softmax_C - c["entropy"] * (stats["entropy"] - rows.student.log_z_C)
     if "kl_student_teacher" in c:
         factors["kl_value"] = stats["kl_student_teacher"]
-    if "jsd" in c and rows.kl_student_mixture_C is not None:
-        factors["mixture_value"] = rows.kl_student_mixture_C
+    if "jsd" in c:
+        factors["mixture_value"] = rows.kept["kl_student_mixture"]
     return factors | {"softmax": softmax_C}

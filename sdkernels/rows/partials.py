@@ -32,7 +32,7 @@ class Partials:
 @dataclass(frozen=True)
 class RowNumbers:
     """What later passes need of each row, `[C]`: the pivot, Z and log Z (0, 0 and -inf without
-    mass), the teacher's, and log Z_s - log Z_t.
+    mass), the teacher's, and log Z_s - log Z_t (0 where either has no mass).
     """
 
     pivot_C: Tensor
@@ -71,8 +71,12 @@ def merge(
     shift_C = (s.z_C / t.z_C).log()
     kl_ts_C = t.mean(partials_CFP[:, GAP_T], between_CP) + shift_C
     kl_st_C = -s.mean(partials_CFP[:, GAP_S], between_CP) - shift_C
-    kl_ts_C = kl_ts_C.masked_fill(s.empty_C, torch.inf).masked_fill(t.empty_C, 0.0)
-    kl_st_C = kl_st_C.masked_fill(t.empty_C, torch.inf).masked_fill(s.empty_C, 0.0)
+    # 0, or NaN where there is one: what is filled in would hide it.
+    unknown_C = 0.0 * (s.z_C + t.z_C)
+    kl_ts_C = kl_ts_C.masked_fill(s.empty_C, torch.inf).masked_fill(t.empty_C, 0.0) + unknown_C
+    kl_st_C = kl_st_C.masked_fill(t.empty_C, torch.inf).masked_fill(s.empty_C, 0.0) + unknown_C
+    # Without a model to shift to, the log-ratio of an entry is what its logits say: +-inf.
+    shift_C = shift_C.masked_fill(s.empty_C | t.empty_C, 0.0)
     stats |= {"kl_teacher_student": kl_ts_C, "kl_student_teacher": kl_st_C}
     numbers = RowNumbers(s.pivot_C, s.log_z_C, s.z_C, t.pivot_C, t.log_z_C, t.z_C, shift_C=shift_C)
     return stats, numbers

@@ -34,6 +34,7 @@ from sdkernels.rows.blocks import (
 )
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
+from sdkernels.rows.mixture import finished
 from sdkernels.rows.partials import Partials, RowNumbers, merge
 from sdkernels.rows.softmax import Softmax, empty_rows, softmax
 
@@ -142,7 +143,9 @@ def _forward_block(
     rows = _row_numbers(s, t, numbers, spec)
     mixture = not (spec.jsd_beta is None and spec.entry_clip is None)
     if t is not None and gap_RV is not None and mixture:
-        _mixture(s, t, gap_RV, spec, stats, rows, scratch)
+        sums_RF = _mixture_sums(s, t, gap_RV, spec, rows, scratch)
+        for found, more in zip((stats, rows), finished(sums_RF, numbers, spec), strict=True):
+            found |= more
     split_lists(stats, chosen_RK, support_RK)
     return stats, rows
 
@@ -182,16 +185,15 @@ def _row_numbers(
     return rows
 
 
-def _mixture(
+def _mixture_sums(
     s: Softmax,
     t: Softmax,
     gap_RV: Tensor,
     spec: RowSpec,
-    stats: dict[str, Tensor],
     rows: dict[str, Tensor],
     scratch: Scratch,
-) -> None:
-    """The divergences that need finished softmaxes: JSD, and KL(T||S) with clipped entries."""
+) -> Tensor:
+    """The sums that `mixture.finished` takes, `[R, F]`."""
     for side, name in ((s, "s_share"), (t, "t_share")):
         if name in rows:
             side.p_RV.mul_(rows[name][:, None]).masked_fill_((rows[name] == 0)[:, None], 0.0)
@@ -209,15 +211,7 @@ def _mixture(
     sums_RF = torch.stack(sums, dim=1)
     if spec.shard is not None:
         sums_RF = spec.shard.join_sums(sums_RF[:, :, None], one_part).sum(-1)
-    sums = list(sums_RF.unbind(1))
-    if spec.entry_clip is not None:
-        stats["clipped_kl_teacher_student"] = sums.pop(0)
-        # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
-        rows["unclipped_mass"] = 1.0 - sums.pop(0)
-    if spec.jsd_beta is not None:
-        s_term_R, t_term_R = sums
-        stats["jsd"] = spec.jsd_beta * t_term_R + (1.0 - spec.jsd_beta) * s_term_R
-        rows["kl_student_mixture"] = s_term_R
+    return sums_RF
 
 
 def _log_mixture_ratios(log_ratio_RV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
