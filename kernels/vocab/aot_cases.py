@@ -178,7 +178,7 @@ def _mixture(config: RowConfig) -> Case:
         _signature(
             pointers,
             ("student_stride", "teacher_stride", "vocab", "parts"),
-            (*_NUMBERS, "beta", "clip"),
+            (*_NUMBERS, "share_t", "share_s", "clip"),
         ),
         {"NUMBERS": 10, "TILE": config.tile},
         config.num_warps,
@@ -191,7 +191,7 @@ def _merge_mixture() -> Case:
         "merge_mixture/64/everything",
         "mixture",
         "merge_mixture_kernel",
-        _signature(pointers, ("parts",), ("beta",)),
+        _signature(pointers, ("parts",), ("share_t", "share_s")),
         {"NUMBERS": 10, "PARTS_TILE": 64},
         1,
     )
@@ -213,7 +213,7 @@ def _gradient(config: RowConfig, dtype: str, out: str, what: str) -> Case:
     if what == "everything":
         pointers |= {"student_bias_ptr": "fp32", "teacher_bias_ptr": "fp32", "teacher_ptr": dtype}
         pointers |= dict.fromkeys(_COEFFICIENTS, "fp32")
-        floats = (*_NUMBERS, "beta", "clip")
+        floats = (*_NUMBERS, "share_t", "share_s", "clip")
     elif what == "kl_teacher_student":
         pointers |= {"teacher_ptr": dtype, "kl_teacher_student_ptr": "fp32"}
     else:
@@ -242,7 +242,7 @@ def _chosen() -> Case:
         _signature(
             {**pointers, "ids_ptr": "i64"},
             ("student_stride", "teacher_stride", "vocab"),
-            (*_NUMBERS, "beta", "clip"),
+            (*_NUMBERS, "share_t", "share_s", "clip"),
         ),
         {"NUMBERS": 10, "NUM_IDS": 100, "IDS_TILE": 32},
         1,

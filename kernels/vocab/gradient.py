@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .configs import RowConfig, elementwise_config
 from .launch import OPTIONS, Logits, ends_in_a_vector, on_device
-from .mixture import log_mixture_over_student, log_ratio, softmax
+from .mixture import log_mixture_ratios, log_ratio, shares, softmax
 from .rownumbers import (
     ENTROPY,
     INV_Z,
@@ -72,7 +72,8 @@ def _gradient_at(
     student_post,
     teacher_pre,
     teacher_post,
-    beta,
+    share_t,
+    share_s,
     clip,
     NUMBERS: tl.constexpr,
 ):
@@ -101,9 +102,9 @@ def _gradient_at(
             # An infinite divergence of a token without weight must not reach the gradient.
             pair -= times(tl.load(kl_student_teacher_ptr + row), times(p_s, excess))
         if jsd_ptr is not None:
-            over_student, _ = log_mixture_over_student(r, beta)
+            over_student, _ = log_mixture_ratios(r, share_t, share_s)
             excess = over_student + tl.load(kept_ptr + KL_STUDENT_MIXTURE)
-            pair -= times(p_s, excess) * (tl.load(jsd_ptr + row) * (1.0 - beta))
+            pair -= times(p_s, excess) * (tl.load(jsd_ptr + row) * share_s)
         if clipped_ptr is not None:
             unclipped = tl.where(times(p_t, r) > clip, 0.0, p_t)
             mass = tl.load(kept_ptr + UNCLIPPED)
@@ -137,7 +138,8 @@ def gradient_kernel(
     student_post,
     teacher_pre,
     teacher_post,
-    beta,
+    share_t,
+    share_s,
     clip,
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
@@ -174,7 +176,8 @@ def gradient_kernel(
         student_post,
         teacher_pre,
         teacher_post,
-        beta,
+        share_t,
+        share_s,
         clip,
         NUMBERS,
     )
@@ -205,7 +208,8 @@ def chosen_kernel(
     student_post,
     teacher_pre,
     teacher_post,
-    beta,
+    share_t,
+    share_s,
     clip,
     NUMBERS: tl.constexpr,
     NUM_IDS: tl.constexpr,
@@ -246,7 +250,8 @@ def chosen_kernel(
             student_post,
             teacher_pre,
             teacher_post,
-            beta,
+            share_t,
+            share_s,
             clip,
             NUMBERS,
         )
@@ -320,7 +325,7 @@ def logit_gradient(
         student.post,
         None if teacher is None else teacher.pre,
         None if teacher is None else teacher.post,
-        jsd_beta if "jsd" in coefs else None,
+        *shares(jsd_beta if "jsd" in coefs else None),
         entry_clip if "clipped_kl_teacher_student" in coefs else None,
     )
     with on_device(student.raw_CV):

@@ -3,14 +3,14 @@
 Both are sums over entries of the log-ratio r = log T/S of the finished softmaxes:
 
     M = beta T + (1 - beta) S
-    log M/S = max(r, 0) + log1p(w expm1(-|r|))     w = 1 - beta where r > 0, else beta
-    log M/T = max(-r, 0) + the same
+    log M/S = log1p(beta expm1(r))        log M/T = log M/S - r        (or the other way round)
     jsd = beta KL(T||M) + (1 - beta) KL(S||M)        clipped = sum min(T r, c)
 
-An entry that only the teacher allows has r = inf and contributes c, also where the student's row
-has no mass at all; jsd is 0 where either row has none. The form of log M/S is exactly 0 at r = 0
-and never overflows. Parts are plain sums here, added up by `merge_mixture_kernel` in one fixed
-tree. Reads 2 slabs once. Shape letters: C tokens, V vocabulary, P parts, N numbers kept per row.
+beta and 1 - beta come as two numbers, since near 1 the second has no digits left in float32. The
+form of log M/S is exactly 0 at r = 0 and never overflows. An entry that only the teacher allows has
+r = inf and contributes c, also where the student's row has no mass at all; jsd is 0 where either
+row has none. Parts are plain sums here, added up by `merge_mixture_kernel` in one fixed tree. Reads
+2 slabs once. Shape letters: C tokens, V vocabulary, P parts, N numbers kept per row.
 """
 # mypy: disallow-untyped-defs=False
 
@@ -35,7 +35,7 @@ from .rownumbers import (
     TEACHER_PIVOT,
     UNCLIPPED,
 )
-from .transform import expm1_of_negative, log1p_of_negative, logits, times, touchable
+from .transform import expm1_of_negative, log1p_near_zero, logits, times, touchable
 
 _SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
 
@@ -55,11 +55,25 @@ def log_ratio(x_s, x_t, kept_ptr):
 
 
 @triton.jit
-def log_mixture_over_student(r, beta):
-    """log M/S, and the part of it that log M/T shares."""
-    weight = tl.where(r > 0.0, 1.0 - beta, beta)
-    common = log1p_of_negative(weight * expm1_of_negative(-tl.abs(r)))
-    return tl.where(r > 0.0, r, 0.0) + common, common
+def log_mixture_ratios(r, share_t, share_s):
+    """log M/S and log M/T for M = share_t T + share_s S, to the last digits for any shares.
+
+    With c the smaller share, d the larger, y the log-ratio of c's model over d's and
+    u = c expm1(y) >= -1/2, log M over d's model is log1p(u), over c's model y less; from u = 1/2 on
+    that is log(c + d e^-y) and the first one y more, which neither overflows nor cancels.
+    """
+    small_t = share_t <= share_s
+    small, large = tl.minimum(share_t, share_s), tl.maximum(share_t, share_s)
+    y = tl.where(small_t, r, -r)
+    e = tl.exp(-tl.abs(y))
+    less = expm1_of_negative(-tl.abs(y))
+    u = small * tl.where(y > 0.0, -less / e, less)
+    far = u > 0.5
+    log = tl.log(tl.where(far, small + large * e, 1.0 + u))
+    log = tl.where((u > -0.35) & (u <= 0.5), log1p_near_zero(u), log)
+    over_large = tl.where(far, y + log, log)
+    over_small = tl.where(far, log, log - y)
+    return tl.where(small_t, over_large, over_small), tl.where(small_t, over_small, over_large)
 
 
 @triton.jit
@@ -78,7 +92,8 @@ def mixture_kernel(
     student_post,
     teacher_pre,
     teacher_post,
-    beta,  # None: no JSD
+    share_t,  # beta; None: no JSD
+    share_s,  # 1 - beta
     clip,  # None: no clipped KL
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
@@ -102,9 +117,8 @@ def mixture_kernel(
     x_s, p_s = softmax(z_s, kept_ptr, PIVOT, INV_Z)
     x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
     r = log_ratio(x_s, x_t, kept_ptr)
-    if beta is not None:
-        over_student, common = log_mixture_over_student(r, beta)
-        over_teacher = tl.where(r < 0.0, -r, 0.0) + common
+    if share_t is not None:
+        over_student, over_teacher = log_mixture_ratios(r, share_t, share_s)
         tl.store(out_ptr, -tl.sum(times(p_s, over_student), 0))
         tl.store(out_ptr + parts, -tl.sum(times(p_t, over_teacher), 0))
     if clip is not None:
@@ -126,7 +140,8 @@ def merge_mixture_kernel(
     jsd_ptr,  # [C] or None
     clipped_ptr,  # [C] or None
     parts,
-    beta,
+    share_t,
+    share_s,
     NUMBERS: tl.constexpr,
     PARTS_TILE: tl.constexpr,
 ):
@@ -142,7 +157,7 @@ def merge_mixture_kernel(
     if jsd_ptr is not None:
         kl_student = _part_sum(row_ptr, parts, slots, 0)
         kl_teacher = _part_sum(row_ptr, parts, slots, 1)
-        jsd = beta * kl_teacher + (1.0 - beta) * kl_student
+        jsd = share_t * kl_teacher + share_s * kl_student
         jsd = tl.where((inverse_s == 0.0) | (inverse_t == 0.0), 0.0, jsd)
         tl.store(jsd_ptr + row, jsd + unknown)
         tl.store(kept_ptr + KL_STUDENT_MIXTURE, kl_student + unknown)
@@ -150,6 +165,11 @@ def merge_mixture_kernel(
         tl.store(clipped_ptr + row, _part_sum(row_ptr, parts, slots, 2) + unknown)
         # 1 - (clipped mass), not the sum of the rest: exactly 1 where nothing is clipped.
         tl.store(kept_ptr + UNCLIPPED, 1.0 - _part_sum(row_ptr, parts, slots, 3))
+
+
+def shares(jsd_beta: float | None) -> tuple[float | None, float | None]:
+    """The teacher's and the student's share of the mixture, subtracted in double precision."""
+    return (None, None) if jsd_beta is None else (jsd_beta, 1.0 - jsd_beta)
 
 
 def mixture_parts(vocab: int) -> int:
@@ -200,7 +220,7 @@ def mixture_statistics(
             student.post,
             teacher.pre,
             teacher.post,
-            jsd_beta,
+            *shares(jsd_beta),
             entry_clip,
             NUMBERS=ROW_NUMBERS,
             TILE=config.tile,
@@ -218,7 +238,7 @@ def mixture_statistics(
             stats.get("jsd"),
             stats.get("clipped_kl_teacher_student"),
             parts,
-            jsd_beta,
+            *shares(jsd_beta),
             NUMBERS=ROW_NUMBERS,
             PARTS_TILE=triton.next_power_of_2(parts),
             num_warps=1,

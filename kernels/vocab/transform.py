@@ -47,13 +47,12 @@ def expm1_of_negative(x):
 
 
 @triton.jit
-def log1p_of_negative(x):
-    """log(1 + x) for -1 <= x <= 0; above -0.35 by 2 artanh(x / (2 + x)), truncated at 1e-8."""
+def log1p_near_zero(x):
+    """log(1 + x) for -0.35 <= x <= 0.5 by 2 artanh(x / (2 + x)), truncated at 1e-8."""
     s = x / (2.0 + x)
     square = s * s
     tail = 0.2 + square * (1.0 / 7.0 + square * (1.0 / 9.0))
-    near_zero = 2.0 * (s + s * square * (1.0 / 3.0 + square * tail))
-    return tl.where(x > -0.35, near_zero, tl.log(1.0 + x))
+    return 2.0 * (s + s * square * (1.0 / 3.0 + square * tail))
 
 
 @triton.jit

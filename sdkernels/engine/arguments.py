@@ -387,6 +387,15 @@ def _spec(
             "JSD are 0, not the KLs: "
             "use kl_teacher_student or kl_student_teacher for those)"
         )
+    double = torch.float64 in (hidden.dtype, head.weight.dtype)
+    dtype = torch.float64 if double else torch.float32
+    # Its products with probabilities would underflow; 1 - beta is never that small.
+    least = torch.finfo(dtype).tiny ** 0.5
+    if jsd_beta is not None and jsd_beta < least:
+        raise ValueError(
+            f"jsd_beta={jsd_beta!r}: {dtype} has no digits for a share below {least:.0e}; "
+            "jsd there is jsd_beta * kl_teacher_student"
+        )
     if entry_clip is not None and not (is_number(entry_clip) and entry_clip > 0):
         raise ValueError(
             f"entry_clip={entry_clip!r}: expected a number above 0, in nats per vocabulary entry"
@@ -402,9 +411,8 @@ def _spec(
             )
         if topk_of == "teacher" and teacher is None:
             raise ValueError("topk_of='teacher' needs a teacher=")
-    double = torch.float64 in (hidden.dtype, head.weight.dtype)
     return RowSpec(
-        torch.float64 if double else torch.float32,
+        dtype,
         jsd_beta,
         entry_clip,
         topk,

@@ -13,6 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sdkernels.rows.mixture import log_mixture_ratios
+
 
 def log1mexp(log_mass: Tensor) -> Tensor:
     """log(1 - exp(x)) for x <= 0, exact on both sides (-inf at 0); the gradient at x >= 0 is 0.
@@ -56,8 +58,8 @@ def kl(logp_CB: Tensor, logq_CB: Tensor) -> Tensor:
 def jsd(student_CB: Tensor, teacher_CB: Tensor, beta: float) -> Tensor:
     """beta KL(T||M) + (1 - beta) KL(S||M) with M = beta T + (1 - beta) S; exactly 0 for T = S.
 
-    From r = log(T/S), as in `rows.torch_rows`: a mixture formed first would leave a rounding error
-    of log M at equality. The bound on r is beyond any log-ratio of two numbers, and keeps what a
+    From r = log(T/S), as in the row passes: a mixture formed first would leave a rounding error of
+    log M at equality. The bound on r is beyond any log-ratio of two numbers, and keeps what a
     bucket without mass contributes at 0 times something finite.
 
     The derivative by S is (1 - beta) log(S/M): what comes through M cancels. So M is a constant
@@ -65,11 +67,7 @@ def jsd(student_CB: Tensor, teacher_CB: Tensor, beta: float) -> Tensor:
     """
     with torch.no_grad():
         ratio_CB = (teacher_CB - student_CB).nan_to_num(0.0).clamp(-1e4, 1e4)
-        shares = ratio_CB.new_tensor([beta, 1.0 - beta])
-        weight_CB = torch.where(ratio_CB > 0, shares[1], shares[0])
-        common_CB = torch.log1p(weight_CB * torch.expm1(-ratio_CB.abs()))
-        m_over_s_CB = ratio_CB.clamp(min=0.0) + common_CB
-        m_over_t_CB = (-ratio_CB).clamp(min=0.0) + common_CB
+        m_over_s_CB, m_over_t_CB = log_mixture_ratios(ratio_CB, beta)
         pull_CB = beta * teacher_CB.exp() * m_over_t_CB
     return -(pull_CB + (1.0 - beta) * student_CB.exp() * m_over_s_CB).sum(-1)
 

@@ -33,6 +33,13 @@ class Logits(NamedTuple):
     temperature: Tensor | None = None
 
 
+class Shares(NamedTuple):
+    """beta and 1 - beta, which near 1 has no digits left when it is formed in float32."""
+
+    teacher: Tensor
+    student: Tensor
+
+
 class Row(NamedTuple):
     """One model's numbers per row, `[C]`: the pivot of x, log sum e^x over the whole row (-inf if
     all logits are), and one over that sum (then 0): e^(x - log Z) would be wrong by the rounding of
@@ -92,7 +99,7 @@ def mixture(
     row: Row,
     teacher_row: Row,
     shift_C: Tensor,
-    beta: Tensor | None,
+    shares: Shares | None,
     entry_clip: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
@@ -107,8 +114,8 @@ def mixture(
         entry_CV = _times(t_p_CV, r_CV)
         clipped_CV = torch.where(entry_CV > entry_clip, t_p_CV, 0.0)
         fields += [_sum(torch.minimum(entry_CV, entry_clip)), _sum(clipped_CV)]
-    if beta is not None:
-        m_over_s_CV, m_over_t_CV = _log_mixture_ratios(r_CV, beta)
+    if shares is not None:
+        m_over_s_CV, m_over_t_CV = _log_mixture_ratios(r_CV, shares)
         fields += [-_sum(_times(p_CV, m_over_s_CV)), -_sum(_times(t_p_CV, m_over_t_CV))]
     return torch.stack(fields, dim=1)
 
@@ -120,7 +127,7 @@ def gradient(
     teacher_row: Row | None,
     shift_C: Tensor | None,
     factors: dict[str, Tensor],
-    beta: Tensor | None,
+    shares: Shares | None,
     entry_clip: Tensor | None,
     out_CV: Tensor | None,
 ) -> None:
@@ -146,10 +153,10 @@ def gradient(
             term_CV = (r_CV + factors["kl_value"][:, None]) * p_CV * coef_C1
             # An infinite divergence of a token that the loss leaves out must not reach the weight.
             dz_CV = dz_CV - torch.where(coef_C1 == 0, 0.0, term_CV)
-        if "jsd" in factors and beta is not None:
-            m_over_s_CV, _ = _log_mixture_ratios(r_CV, beta)
+        if "jsd" in factors and shares is not None:
+            m_over_s_CV, _ = _log_mixture_ratios(r_CV, shares)
             term_CV = (m_over_s_CV + factors["mixture_value"][:, None]) * p_CV
-            dz_CV = dz_CV - term_CV * (factors["jsd"] * (1.0 - beta))[:, None]
+            dz_CV = dz_CV - term_CV * (factors["jsd"] * shares.student)[:, None]
         dz_CV = torch.where(p_CV == 0, 0.0, dz_CV)
         # One product with T, rounded like that with S: S == T gives exactly 0.
         pull_CV = torch.zeros_like(factors["softmax"])[:, None]
@@ -195,14 +202,23 @@ def _log_ratio(x_CV: Tensor, t_x_CV: Tensor, shift_C: Tensor) -> Tensor:
     return (t_x_CV - x_CV + shift_C[:, None]).nan_to_num(0.0, torch.inf, -torch.inf)
 
 
-def _log_mixture_ratios(r_CV: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """log(M/S) and log(M/T), as in `torch_rows`: exactly 0 where r is, finite for any r."""
-    weight_CV = torch.where(r_CV > 0, 1.0 - beta, beta)
-    size_CV = r_CV.abs()
-    # e^-|r| - 1 in its digits: compiled for the CPU, `expm1` is an exponential less 1.
-    less_CV = -torch.tanh(0.5 * size_CV) * (1.0 + (-size_CV).exp())
-    common_CV = (less_CV * weight_CV).log1p()
-    return r_CV.clamp_min(0.0) + common_CV, (-r_CV).clamp_min(0.0) + common_CV
+def _log_mixture_ratios(r_CV: Tensor, shares: Shares) -> tuple[Tensor, Tensor]:
+    """log(M/S) and log(M/T), by the formulas of `mixture.log_mixture_ratios`."""
+    small_t = shares.teacher <= shares.student
+    small, large = torch.minimum(*shares), torch.maximum(*shares)
+    y_CV = torch.where(small_t, r_CV, -r_CV)
+    e_CV = (-y_CV.abs()).exp()
+    # e^-|y| - 1 in its digits: compiled for the CPU, `expm1` is an exponential less 1.
+    less_CV = -torch.tanh(0.5 * y_CV.abs()) * (1.0 + e_CV)
+    u_CV = small * torch.where(y_CV > 0, -less_CV / e_CV, less_CV)
+    far_CV = u_CV > 0.5
+    log_CV = torch.where(far_CV, (small + large * e_CV).log(), u_CV.log1p())
+    over_large_CV = torch.where(far_CV, y_CV + log_CV, log_CV)
+    over_small_CV = torch.where(far_CV, log_CV, log_CV - y_CV)
+    return (
+        torch.where(small_t, over_large_CV, over_small_CV),
+        torch.where(small_t, over_small_CV, over_large_CV),
+    )
 
 
 def _sum(value_CV: Tensor) -> Tensor:

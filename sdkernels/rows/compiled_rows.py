@@ -129,7 +129,7 @@ class CompiledRows:
             "teacher_row": rows.teacher if towards_teacher else None,
             "shift_C": rows.shift_C if log_ratio else None,
             "factors": factors,
-            "beta": _number(spec.jsd_beta, student, spec),
+            "shares": _shares(student, spec),
             "entry_clip": _number(spec.entry_clip, student, spec),
         }
         # Before the logits are overwritten.
@@ -189,6 +189,13 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _number(value: float | None, side: Side, spec: RowSpec) -> Tensor | None:
     return None if value is None else side.raw_CV.new_tensor(value, dtype=spec.compute_dtype)
+
+
+def _shares(side: Side, spec: RowSpec) -> formulas.Shares | None:
+    if spec.jsd_beta is None:
+        return None
+    new = functools.partial(side.raw_CV.new_tensor, dtype=spec.compute_dtype)
+    return formulas.Shares(new(spec.jsd_beta), new(1.0 - spec.jsd_beta))
 
 
 def _logits(side: Side, spec: RowSpec) -> Logits:
@@ -262,9 +269,9 @@ def _row_numbers(sums_CF: Tensor, numbers: RowNumbers, dtype: torch.dtype) -> _R
 def _mixture_sums(s: Logits, t: Logits, spec: RowSpec, rows: _Rows) -> Tensor:
     """The sums that `mixture.finished` takes, `[C, F]` in float64."""
     side = Side(s.raw_CV)
-    beta, clip = (_number(value, side, spec) for value in (spec.jsd_beta, spec.entry_clip))
+    shares, clip = _shares(side, spec), _number(spec.entry_clip, side, spec)
     sums_CF: Tensor = _compiled(formulas.mixture)(
-        s, t, rows.student, rows.teacher, rows.shift_C, beta, clip, spec.compute_dtype
+        s, t, rows.student, rows.teacher, rows.shift_C, shares, clip, spec.compute_dtype
     )
     if spec.shard is not None:
         sums_CF = spec.shard.join_sums(sums_CF[:, :, None], one_part).sum(-1)

@@ -13,6 +13,25 @@ from sdkernels.rows.interface import RowSpec
 from sdkernels.rows.partials import RowNumbers
 
 
+def log_mixture_ratios(r: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """log(M/S) and log(M/T) for M = beta T + (1 - beta) S, from r = log(T/S): exactly 0 where r is
+    0, and to the last digits for any beta.
+
+    With c the smaller share, d the larger, y the log-ratio of c's model over d's and
+    u = c expm1(y) >= -1/2, log M over d's model is log1p(u), over c's model y less; from u = 1/2 on
+    that is log(c + d e^-y) and the first one y more, which neither overflows nor cancels.
+    """
+    shares = beta, 1.0 - beta
+    small, large = min(shares), max(shares)
+    y = r if beta == small else -r
+    u = torch.expm1(y).mul_(small)
+    far = u > 0.5
+    near_log, far_log = u.log1p_(), y.neg().exp_().mul_(large).add_(small).log_()
+    over_large = torch.where(far, y + far_log, near_log)
+    over_small = torch.where(far, far_log, near_log.sub_(y))
+    return (over_large, over_small) if beta == small else (over_small, over_large)
+
+
 def finished(
     sums_CF: Tensor, numbers: RowNumbers, spec: RowSpec
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,7 +2,7 @@
 
 With x = z - max z (0 where the max is -inf), S = softmax z_s, T = softmax z_t, log Z = log sum exp
     x: H(S)     = log Z_s - sum S x_s          KL(T||S) = sum T g - log Z_t + log Z_s,   g = x_t -
-    x_s KL(S||T) = -sum S g - log Z_s + log Z_t    JSD: `_jsd_terms`;  0 * anything = 0 everywhere.
+    x_s KL(S||T) = -sum S g - log Z_s + log Z_t    JSD: `mixture`;  0 * anything = 0 everywhere.
     dz_s     = S * (A + B x_s - G g) - c T + JSD part + clipped part + onehots, with A, B, G one
     number per row.
 
@@ -34,7 +34,7 @@ from sdkernels.rows.blocks import (
 )
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
-from sdkernels.rows.mixture import finished
+from sdkernels.rows.mixture import finished, log_mixture_ratios
 from sdkernels.rows.partials import Partials, RowNumbers, merge
 from sdkernels.rows.softmax import Softmax, empty_rows, softmax
 
@@ -205,26 +205,13 @@ def _mixture_sums(
         sums += [entry_RV.clamp_(max=spec.entry_clip).sum(-1)]
         sums += [t.p_RV.masked_fill(~clipped_RV, 0.0).sum(-1)]
     if spec.jsd_beta is not None:
-        m_over_s_RV, m_over_t_RV = _log_mixture_ratios(log_ratio_RV, spec.jsd_beta)
+        m_over_s_RV, m_over_t_RV = log_mixture_ratios(log_ratio_RV, spec.jsd_beta)
         sums += [-weighted_sum(s.p_RV, m_over_s_RV, scratch)]
         sums += [-weighted_sum(t.p_RV, m_over_t_RV, scratch)]
     sums_RF = torch.stack(sums, dim=1)
     if spec.shard is not None:
         sums_RF = spec.shard.join_sums(sums_RF[:, :, None], one_part).sum(-1)
     return sums_RF
-
-
-def _log_mixture_ratios(log_ratio_RV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """log(M/S) and log(M/T) for M = beta T + (1 - beta) S, from r = log(T/S): exactly 0 where r is
-    0, finite for any r.
-
-    With r > 0 factor e^r out of beta e^r + (1 - beta), so that the exponential never overflows.
-    """
-    # Tensors, since torch.where rounds plain numbers to the default dtype.
-    share_t, share_s = log_ratio_RV.new_full((), beta), log_ratio_RV.new_full((), 1.0 - beta)
-    weight_RV = torch.where(log_ratio_RV > 0, share_s, share_t)
-    common_RV = torch.expm1(-log_ratio_RV.abs()).mul_(weight_RV).log1p_()
-    return log_ratio_RV.clamp_min(0.0) + common_RV, (-log_ratio_RV).clamp_min(0.0) + common_RV
 
 
 # --- backward -------------------------------------------------------------------------------------
@@ -326,7 +313,7 @@ def _add_divergences(
         assert log_ratio_RV is not None
         assert state.spec.jsd_beta is not None
         beta = state.spec.jsd_beta
-        m_over_s_RV, _ = _log_mixture_ratios(log_ratio_RV, beta)
+        m_over_s_RV, _ = log_mixture_ratios(log_ratio_RV, beta)
         factor_RV = m_over_s_RV.add_(row["kl_student_mixture"][:, None])
         dz_RV -= factor_RV.mul_(s_RV).mul_((c["jsd"] * (1.0 - beta))[:, None])
     if log_ratio_RV is not None or "entropy" in c:

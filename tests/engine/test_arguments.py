@@ -400,3 +400,13 @@ def test_positions_have_one_dimension_and_none_of_them_is_no_token() -> None:
         sd.token_stats(torch.ones(6, 4), torch.ones(7, 4), mask=torch.zeros(1, 1).long())
     stats = sd.token_stats(torch.ones(6, 4), torch.ones(7, 4), mask=torch.zeros(0).long())
     assert not stats.entropy.any()
+
+
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-19), (torch.float64, 1e-154)])
+def test_a_share_too_small_for_the_sums_is_refused(dtype: torch.dtype, least: float) -> None:
+    hidden, weight = torch.ones(2, 3, dtype=dtype), torch.ones(5, 3, dtype=dtype)
+    teacher = sd.LogitsTeacher(torch.zeros(2, 5, dtype=dtype))
+    for beta in (2 * least, 1e-9, 1 - 1e-9):
+        assert not sd.token_stats(hidden, weight, teacher=teacher, jsd_beta=beta).jsd.any()
+    with pytest.raises(ValueError, match=rf"jsd_beta=.*: {dtype} has no digits for a share below"):
+        sd.token_stats(hidden, weight, teacher=teacher, jsd_beta=least)

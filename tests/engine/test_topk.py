@@ -76,6 +76,33 @@ def test_gradient_of_the_jsd_where_some_entries_are_equal(beta: float) -> None:
     assert grad[0, 0] == 0.0
 
 
+@pytest.mark.parametrize("beta", [1e-8, 1e-6, 1e-3, 0.999, 1 - 1e-6, 1 - 1e-8])
+def test_jsd_in_float32_keeps_its_digits_whatever_the_share(beta: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    t, s = (3 * torch.randn(20, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    t, s = t.log_softmax(-1), s.log_softmax(-1)
+    m = torch.logaddexp(t + math.log(beta), s + math.log1p(-beta))
+    exact = beta * (t.exp() * (t - m)).sum(-1) + (1 - beta) * (s.exp() * (s - m)).sum(-1)
+    leaf = s.float().requires_grad_()
+    value = jsd(leaf, t.float(), beta)
+    (grad,) = torch.autograd.grad(value.sum(), leaf)
+    slope = (1 - beta) * s.exp() * (s - m)
+    assert (value.detach() - exact).norm() < 5e-6 * exact.norm()
+    assert (grad - slope).norm() < 5e-6 * slope.norm()
+
+
+def test_jsd_of_buckets_copies_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor made of a list of numbers is one copy a chunk, which a graph cannot capture."""
+
+    def refused(self: Tensor, *given: object, **more: object) -> Tensor:
+        raise AssertionError(f"a tensor of {given}")
+
+    monkeypatch.setattr(Tensor, "new_tensor", refused)
+    monkeypatch.setattr(torch, "tensor", refused)
+    s, t = torch.full((2, 3), 1 / 3).log(), torch.full((2, 3), 1 / 3).log()
+    assert not jsd(s, t, 0.3).any()
+
+
 @pytest.mark.parametrize("tail", [True, False])
 def test_without_mass_somewhere(tail: bool) -> None:
     """0 log 0 = 0 in value and gradient; what only one side lacks is infinite or finite as due."""

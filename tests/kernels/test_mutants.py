@@ -51,8 +51,8 @@ MUTANTS = {
     "sign of KL(S||T)": ("merge.py", "-gap_s - shift", "gap_s + shift"),
     "weights of the mixture exchanged": (
         "mixture.py",
-        "tl.where(r > 0.0, 1.0 - beta, beta)",
-        "tl.where(r > 0.0, beta, 1.0 - beta)",
+        "small_t = share_t <= share_s",
+        "small_t = share_t > share_s",
     ),
     "clip from the wrong side": ("mixture.py", "clipped = entry > clip", "clipped = entry < clip"),
     "sign of the entropy's gradient": (
