@@ -68,8 +68,9 @@ def compiled(case: Case, target: str) -> Any:
     divisible = ("stride",) if case.odd_vocab else ("stride", "vocab")
     attributes = {
         (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(names)
-        if signature[name].startswith("*") or name.endswith(divisible)
+        for index, (name, parameter) in enumerate(zip(names, kernel.params, strict=True))
+        if not parameter.do_not_specialize_on_alignment
+        and (signature[name].startswith("*") or name.endswith(divisible))
     }
     where = (
         GPUTarget("hip", target, 64)

@@ -43,6 +43,16 @@ from .rownumbers import (
 from .transform import times, touchable, transformed
 
 IDS_TILE = 32
+# Slices of a tensor with a value per token, which begin anywhere: a chunk at another place would
+# have the kernel compiled once more for its alignment, and one value a row is all that is loaded.
+PER_TOKEN = (
+    "plain_ptr",
+    "entropy_ptr",
+    "kl_teacher_student_ptr",
+    "kl_student_teacher_ptr",
+    "jsd_ptr",
+    "clipped_ptr",
+)
 # Statistics of the pair, whose gradient reads the teacher's logits.
 PAIR_STATISTICS = ("kl_teacher_student", "kl_student_teacher", "jsd", "clipped_kl_teacher_student")
 
@@ -115,7 +125,7 @@ def _gradient_at(
     return tl.where(log_z == float("-inf"), 0.0, dz)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PER_TOKEN)
 def gradient_kernel(
     student_ptr,  # [C, V]
     student_bias_ptr,  # [V] or None
@@ -185,7 +195,7 @@ def gradient_kernel(
     tl.store(out_ptr + row * out_stride + cols, dz.to(out_ptr.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=PER_TOKEN)
 def chosen_kernel(
     student_ptr,  # as in gradient_kernel, but for the ids
     student_bias_ptr,

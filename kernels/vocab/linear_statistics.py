@@ -67,7 +67,7 @@ def _logit_tile(
     return total
 
 
-@triton.jit(do_not_specialize=["tokens"])
+@triton.jit(do_not_specialize=["tokens"], do_not_specialize_on_alignment=["ids_ptr"])
 def linear_statistics_kernel(
     hidden_ptr,  # [T, D]
     weight_ptr,  # [V, D]

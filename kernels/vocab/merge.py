@@ -125,7 +125,8 @@ def _direction(entropy, tau_ptr, sigma_ptr, row, RULE: tl.constexpr):
     return value
 
 
-@triton.jit
+# Slices of a tensor with some values per token, which begin anywhere.
+@triton.jit(do_not_specialize_on_alignment=["ids_ptr", "tau_ptr", "sigma_ptr"])
 def merge_kernel(
     partials_ptr,  # [C, F, P]
     ids_ptr,  # [C, K] or None

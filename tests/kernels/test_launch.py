@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
@@ -34,25 +36,50 @@ def compile_only(kernel, grid):
 JITFunction.__getitem__ = compile_only
 
 from helpers.logit_problems import family
+from sdkernels.engine.stats import DIFFERENTIABLE
 from sdkernels.kernels import linear_statistics
-from sdkernels.rows import RowSpec
+from sdkernels.rows import RowGate, RowSpec, Side
 from sdkernels.rows.triton_rows import TritonRows
 
 linear_statistics.architecture = lambda device: "sm_90"
 spec = RowSpec(torch.float32, jsd_beta=0.3, entry_clip=0.001)
-for tokens in (1, 2, 3, 16, 32):
-    family("small_random", tokens, 9008, ids=2, spec=spec).run(TritonRows())
+
+def drawn(count, first, shape, integers=False):
+    # A slice of a tensor, as a chunk gets it.
+    values = torch.randint(1000, (40,)) if integers else torch.rand(40)
+    return values[first:first + count].view(shape)
+
+def chunk(tokens, first):
+    problem = family("small_random", tokens, 9008, spec=spec)
+    ids = drawn(2 * tokens, first, (tokens, 2), integers=True)
+    per_token = drawn(tokens, first, tokens)
+    gate = RowGate(None, per_token, per_token, "tanh")
+    rows = TritonRows()
+    stats, state = rows.forward(problem.student, problem.teacher, ids, None, spec, gate)
+    coefs = {name: per_token for name in stats if name in DIFFERENTIABLE}
+    rows.backward(state, coefs | {"logp": drawn(2 * tokens, first, (tokens, 2))})
     hidden, weight = torch.randn(tokens, 64).bfloat16(), torch.randn(1000, 64).bfloat16()
-    ids = torch.zeros(tokens, 1).long()
-    linear_statistics.linear_partial_statistics(hidden, weight, ids_TK=ids)
+    ids = drawn(tokens, first, (tokens, 1), integers=True)
+    rows.fused.forward(hidden, weight, Side(hidden), ids, RowSpec(torch.float32), gate)
+
+for tokens, first in eval(sys.argv[2]):
+    chunk(tokens, first)
 print({name: len(hashes) for name, hashes in compiled.items()})
 """
 
 
-def test_every_kernel_is_compiled_once_for_any_number_of_tokens() -> None:
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        [(tokens, 0) for tokens in (1, 2, 3, 16, 20)],
+        [(3, first) for first in (0, 1, 4)],  # where a chunk begins says how long the last was
+    ],
+    ids=["lengths", "places"],
+)
+def test_every_kernel_is_compiled_once_for_chunks_of_any(chunks: list[tuple[int, int]]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(Path(__file__).parents[1])],
+        [sys.executable, "-W", "ignore", "-c", SCRIPT, str(Path(__file__).parents[1]), str(chunks)],
         env=environment,
         capture_output=True,
         text=True,
@@ -61,4 +88,5 @@ def test_every_kernel_is_compiled_once_for_any_number_of_tokens() -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     names = ("statistics", "merge", "mixture", "merge_mixture", "chosen", "gradient", "put")
     expected = {f"{name}_kernel": 1 for name in (*names, "linear_statistics")}
+    expected["merge_kernel"] = 2  # of one model's sums and of two models'
     assert ast.literal_eval(done.stdout.strip().splitlines()[-1]) == expected
