@@ -7,6 +7,9 @@ V vocabulary.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -49,6 +52,10 @@ class Scratch:
             shape = (self.rows, self.vocab)
             self.buffers[name] = large_empty(shape, dtype=self.dtype, device=self.device)
         return self.buffers[name][:rows]
+
+    def like(self, block_RV: Tensor) -> Callable[[str], Tensor]:
+        """Buffers by name for as many rows as `block_RV` has."""
+        return functools.partial(self.__call__, rows=block_RV.shape[0])
 
 
 def transformed(side: Side, name: str, lo: int, hi: int, scratch: Scratch) -> Tensor:

@@ -6,6 +6,8 @@ Shape letters: C tokens of the chunk, F sums of a row.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -13,22 +15,31 @@ from sdkernels.rows.interface import RowSpec
 from sdkernels.rows.partials import RowNumbers
 
 
-def log_mixture_ratios(r: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def log_mixture_ratios(
+    r: Tensor, beta: float, buffer: Callable[[str], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """log(M/S) and log(M/T) for M = beta T + (1 - beta) S, from r = log(T/S): exactly 0 where r is
     0, and to the last digits for any beta.
 
     With c the smaller share, d the larger, y the log-ratio of c's model over d's and
     u = c expm1(y) >= -1/2, log M over d's model is log1p(u), over c's model y less; from u = 1/2 on
     that is log(c + d e^-y) and the first one y more, which neither overflows nor cancels.
+
+    Args:
+        buffer: gives memory like `r` for a name; what it held is lost, and the results lie there.
     """
+    if buffer is None:
+        return log_mixture_ratios(r, beta, lambda name: torch.empty_like(r))
     shares = beta, 1.0 - beta
     small, large = min(shares), max(shares)
-    y = r if beta == small else -r
-    u = torch.expm1(y).mul_(small)
+    y = r if beta == small else torch.neg(r, out=buffer("y"))
+    u = torch.expm1(y, out=buffer("near")).mul_(small)
     far = u > 0.5
-    near_log, far_log = u.log1p_(), y.neg().exp_().mul_(large).add_(small).log_()
-    over_large = torch.where(far, y + far_log, near_log)
-    over_small = torch.where(far, far_log, near_log.sub_(y))
+    near_log = u.log1p_()
+    far_log = torch.neg(y, out=buffer("far")).exp_().mul_(large).add_(small).log_()
+    over_large = torch.add(y, far_log, out=buffer("over large"))
+    torch.where(far, over_large, near_log, out=over_large)
+    over_small = torch.where(far, far_log, near_log.sub_(y), out=far_log)
     return (over_large, over_small) if beta == small else (over_small, over_large)
 
 

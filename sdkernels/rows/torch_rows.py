@@ -200,18 +200,26 @@ def _mixture_sums(
     log_ratio_RV = gap_RV.add_(rows["shift"][:, None]).nan_to_num_(0.0, torch.inf, -torch.inf)
     sums = []
     if spec.entry_clip is not None:
-        entry_RV = (t.p_RV * log_ratio_RV).masked_fill_(t.p_RV == 0, 0.0)
+        entry_RV = _entries(t.p_RV, log_ratio_RV, scratch)
         clipped_RV = entry_RV > spec.entry_clip
         sums += [entry_RV.clamp_(max=spec.entry_clip).sum(-1)]
-        sums += [t.p_RV.masked_fill(~clipped_RV, 0.0).sum(-1)]
+        sums += [entry_RV.copy_(t.p_RV).masked_fill_(clipped_RV.logical_not_(), 0.0).sum(-1)]
     if spec.jsd_beta is not None:
-        m_over_s_RV, m_over_t_RV = log_mixture_ratios(log_ratio_RV, spec.jsd_beta)
+        m_over_s_RV, m_over_t_RV = log_mixture_ratios(
+            log_ratio_RV, spec.jsd_beta, scratch.like(log_ratio_RV)
+        )
         sums += [-weighted_sum(s.p_RV, m_over_s_RV, scratch)]
         sums += [-weighted_sum(t.p_RV, m_over_t_RV, scratch)]
     sums_RF = torch.stack(sums, dim=1)
     if spec.shard is not None:
         sums_RF = spec.shard.join_sums(sums_RF[:, :, None], one_part).sum(-1)
     return sums_RF
+
+
+def _entries(t_RV: Tensor, log_ratio_RV: Tensor, scratch: Scratch) -> Tensor:
+    """T log(T/S), 0 log 0 = 0, in the buffer "terms"."""
+    entry_RV = torch.mul(t_RV, log_ratio_RV, out=scratch("terms", t_RV.shape[0]))
+    return entry_RV.masked_fill_(t_RV == 0, 0.0)
 
 
 # --- backward -------------------------------------------------------------------------------------
@@ -241,7 +249,7 @@ def _backward_block(
             log_ratio_RV = torch.sub(t_x_RV, x_RV, out=scratch("gap", hi - lo))
             log_ratio_RV += row["shift"][:, None]
             log_ratio_RV.nan_to_num_(0.0, torch.inf, -torch.inf)
-        _add_divergences(dz_RV, c, row, state, lo, hi, s_RV, t_RV, log_ratio_RV)
+        _add_divergences(dz_RV, c, row, state, lo, hi, s_RV, t_RV, log_ratio_RV, scratch)
     elif "entropy" in c:
         _zero_without_mass(dz_RV, s_RV)
     for name, ids_CK in (("logp", state.chosen_CK), ("topk_logp", state.stats.get("topk_ids"))):
@@ -298,13 +306,15 @@ def _add_divergences(
     s_RV: Tensor,
     t_RV: Tensor,
     log_ratio_RV: Tensor | None,
+    scratch: Scratch,
 ) -> None:
     """Add what involves the teacher. Products are rounded one by one: S == T gives exactly 0."""
     if "kl_student_teacher" in c:
         assert log_ratio_RV is not None
         coef_R = c["kl_student_teacher"]
         kl_R = state.stats["kl_student_teacher"][lo:hi]
-        factor_RV = (log_ratio_RV + kl_R[:, None]).mul_(s_RV).mul_(coef_R[:, None])
+        factor_RV = torch.add(log_ratio_RV, kl_R[:, None], out=scratch("terms", hi - lo))
+        factor_RV.mul_(s_RV).mul_(coef_R[:, None])
         if not torch.isfinite(kl_R).all():
             # An infinite divergence of a token that the loss leaves out must not reach the weight.
             factor_RV.masked_fill_((coef_R == 0)[:, None], 0.0)
@@ -313,7 +323,7 @@ def _add_divergences(
         assert log_ratio_RV is not None
         assert state.spec.jsd_beta is not None
         beta = state.spec.jsd_beta
-        m_over_s_RV, _ = log_mixture_ratios(log_ratio_RV, beta)
+        m_over_s_RV, _ = log_mixture_ratios(log_ratio_RV, beta, scratch.like(log_ratio_RV))
         factor_RV = m_over_s_RV.add_(row["kl_student_mixture"][:, None])
         dz_RV -= factor_RV.mul_(s_RV).mul_((c["jsd"] * (1.0 - beta))[:, None])
     if log_ratio_RV is not None or "entropy" in c:
@@ -321,8 +331,9 @@ def _add_divergences(
     if "clipped_kl_teacher_student" in c:
         assert log_ratio_RV is not None
         assert state.spec.entry_clip is not None
-        entry_RV = (t_RV * log_ratio_RV).masked_fill_(t_RV == 0, 0.0)
-        kept_RV = t_RV.masked_fill(entry_RV > state.spec.entry_clip, 0.0)
+        entry_RV = _entries(t_RV, log_ratio_RV, scratch)
+        clipped_RV = entry_RV > state.spec.entry_clip
+        kept_RV = entry_RV.copy_(t_RV).masked_fill_(clipped_RV, 0.0)
         dz_RV -= kept_RV.mul_(c["clipped_kl_teacher_student"][:, None])
     if "kl_teacher_student" in c:
         dz_RV -= t_RV.mul_(c["kl_teacher_student"][:, None])
