@@ -46,15 +46,18 @@ class Scratch:
         self.dtype, self.device = spec.compute_dtype, raw_CV.device
         self.buffers: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, rows: int) -> Tensor:
-        """`[rows, V]` of the buffer `name`; whatever it held is lost."""
+    def __call__(self, name: str, rows: int, dtype: torch.dtype | None = None) -> Tensor:
+        """`[rows, V]` of the buffer `name`; whatever it held is lost. `dtype`: one for each name,
+        None is the compute dtype.
+        """
         if name not in self.buffers:
             shape = (self.rows, self.vocab)
-            self.buffers[name] = large_empty(shape, dtype=self.dtype, device=self.device)
+            dtype = self.dtype if dtype is None else dtype
+            self.buffers[name] = large_empty(shape, dtype=dtype, device=self.device)
         return self.buffers[name][:rows]
 
-    def like(self, block_RV: Tensor) -> Callable[[str], Tensor]:
-        """Buffers by name for as many rows as `block_RV` has."""
+    def like(self, block_RV: Tensor) -> Callable[..., Tensor]:
+        """Buffers by name (and dtype) for as many rows as `block_RV` has."""
         return functools.partial(self.__call__, rows=block_RV.shape[0])
 
 

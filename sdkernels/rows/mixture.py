@@ -16,7 +16,7 @@ from sdkernels.rows.partials import RowNumbers
 
 
 def log_mixture_ratios(
-    r: Tensor, beta: float, buffer: Callable[[str], Tensor] | None = None
+    r: Tensor, beta: float, buffer: Callable[..., Tensor] | None = None
 ) -> tuple[Tensor, Tensor]:
     """log(M/S) and log(M/T) for M = beta T + (1 - beta) S, from r = log(T/S): exactly 0 where r is
     0, and to the last digits for any beta.
@@ -26,15 +26,18 @@ def log_mixture_ratios(
     that is log(c + d e^-y) and the first one y more, which neither overflows nor cancels.
 
     Args:
-        buffer: gives memory like `r` for a name; what it held is lost, and the results lie there.
+        buffer: gives memory of the shape of `r` for a name, of its dtype unless `dtype=` is given;
+            what it held is lost, and the results lie there.
     """
     if buffer is None:
-        return log_mixture_ratios(r, beta, lambda name: torch.empty_like(r))
+        return log_mixture_ratios(
+            r, beta, lambda name, dtype=None: torch.empty_like(r, dtype=dtype)
+        )
     shares = beta, 1.0 - beta
     small, large = min(shares), max(shares)
     y = r if beta == small else torch.neg(r, out=buffer("y"))
     u = torch.expm1(y, out=buffer("near")).mul_(small)
-    far = u > 0.5
+    far = torch.gt(u, 0.5, out=buffer("is far", dtype=torch.bool))
     near_log = u.log1p_()
     far_log = torch.neg(y, out=buffer("far")).exp_().mul_(large).add_(small).log_()
     over_large = torch.add(y, far_log, out=buffer("over large"))

@@ -219,7 +219,8 @@ def _mixture_sums(
 def _entries(t_RV: Tensor, log_ratio_RV: Tensor, scratch: Scratch) -> Tensor:
     """T log(T/S), 0 log 0 = 0, in the buffer "terms"."""
     entry_RV = torch.mul(t_RV, log_ratio_RV, out=scratch("terms", t_RV.shape[0]))
-    return entry_RV.masked_fill_(t_RV == 0, 0.0)
+    none_RV = torch.eq(t_RV, 0, out=scratch("mask", t_RV.shape[0], torch.bool))
+    return entry_RV.masked_fill_(none_RV, 0.0)
 
 
 # --- backward -------------------------------------------------------------------------------------
