@@ -85,6 +85,8 @@ _LINEAR_16_BIT_PLAIN = {
 _LINEAR_16_BIT_SEVERAL_IDS = {
     "sm_90": LinearConfig(128, 64, 64, num_warps=8, num_stages=4, tiles=32),
     "sm_100": LinearConfig(128, 64, 64, num_warps=8, num_stages=4, tiles=32),
+    "sm_120": LinearConfig(128, 64, 64, num_warps=8, num_stages=2, tiles=32),
+    "gfx942": LinearConfig(128, 64, 32, num_warps=8, num_stages=2, tiles=32),
 }
 _LINEAR_32_BIT = {
     "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),

@@ -49,7 +49,7 @@ def test_an_architecture_with_less_than_its_row_wants_gets_smaller_tiles(
     assert small == linear_config("sm_86", torch.bfloat16)
 
 
-@pytest.mark.parametrize("arch", ["sm_90", "sm_100"])
+@pytest.mark.parametrize("arch", ["sm_90", "sm_100", "sm_120", "gfx942"])
 def test_several_ids_a_token_get_smaller_tiles_and_parts_of_the_same_width(arch: str) -> None:
     """Of another width the sizes that a budget is planned with would not hold."""
     one, two, most = (linear_config(arch, torch.bfloat16, ids=ids) for ids in (1, 2, MOST_IDS))
