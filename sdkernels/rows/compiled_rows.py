@@ -33,16 +33,10 @@ from sdkernels.rows.torch_rows import NEEDS_LOG_RATIO, NEEDS_TEACHER_LOGITS, one
 # Programs of one function in a process: combinations of statistics, transforms and dtypes. torch
 # would stop at 8.
 MOST_PROGRAMS = 256
-# Settings of the compiler (not all versions have all): from so many operations or readers on it
-# keeps a value instead of computing it where it is read.
-_KEEPS_FROM_ON = (
-    "realize_reads_threshold",
-    "realize_opcount_threshold",
-    "realize_cpu_opcount_threshold",
-    "realize_acc_reads_threshold",
-    "realize_cpu_acc_reads_threshold",
-)
-MOST_OPERATIONS = 10_000
+
+# By itself the compiler stores what is read 4 times in a tensor of a slab's size, as the mixture's
+# log-ratios are, instead of keeping it in registers.
+IN_REGISTERS: dict[str, Any] = {"realize_reads_threshold": 1000}
 
 
 @dataclass
@@ -164,14 +158,8 @@ def _compile(function: Callable[..., Any]) -> Callable[..., Any]:
             )
         return function(*args, **named)
 
-    from torch._inductor import config
-
-    # A value of many operations or readers would be kept in memory, and is of a slab's size.
-    options: dict[str, Any] = {
-        name: MOST_OPERATIONS for name in _KEEPS_FROM_ON if hasattr(config, name)
-    }
     compiled: Callable[..., Any] = torch.compile(
-        program, dynamic=True, fullgraph=True, options=options
+        program, dynamic=True, fullgraph=True, options=IN_REGISTERS
     )
     return compiled
 
