@@ -48,8 +48,8 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
     settings = parse_settings(options.set)
     context = contexts.get(options.show, **settings)
     fields = {
-        key: value
-        for key, value in rows[context.name].items()
+        key: getattr(context, key)
+        for key in rows[context.name]
         if key not in ("name", "summary", "settings", "accepts", "needs")
     }
     print(f"{context.name}: {context.summary}\n")

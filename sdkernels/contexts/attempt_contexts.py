@@ -37,6 +37,7 @@ AFTER_WRONG = (
     summary="What the verifier said about the student's own response.",
     source="SDPO 2601.20802 section 4 (environment feedback)",
     made_of="attempt",
+    needs=("answer|feedback",),
     on_empty="no feedback, or a correct response with on='failed': weight 0",
 )
 def verifier_feedback(
@@ -62,6 +63,7 @@ def verifier_feedback(
     summary="The student's own failed response, and what the verifier said about it.",
     source="SDPO 2601.20802 table 6 (output + own attempt; it lowers diversity)",
     made_of="attempt",
+    needs=("answer",),
     order="question, attempt, feedback, closing instruction",
     truncation="right, the longer of attempt and feedback first",
     on_empty="a correct response, or nothing left of it: weight 0",
@@ -90,6 +92,7 @@ def failed_attempt(
     summary="The student's own response and a phrase that depends on its reward.",
     source="SD-Zero 2604.12002 (say it again if right, start over if wrong)",
     made_of="attempt",
+    needs=("answer",),
     leaks_answer=True,
     order="question, response, phrase",
     on_empty="nothing left of the response: weight 0",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 from sdkernels.contexts.compose import Privileged, Section
 from sdkernels.contexts.registry import register
@@ -97,11 +97,21 @@ def final_answer(
     return shown(answer_section(clean(example.answer)))
 
 
+def _wrong_answer_is_made_of(settings: Mapping[str, Any]) -> str:
+    return "group" if settings["choose"] == "sibling" else "data"
+
+
+def _group_of_wrong_answer(settings: Mapping[str, Any]) -> int:
+    return 2 if settings["choose"] == "sibling" else 1
+
+
 @register(
     "wrong_answer",
     summary="A wrong final answer, in the words of `final_answer`: a control.",
     source="OPSD_Analysis (fixed wrong answer)",
+    made_of=_wrong_answer_is_made_of,
     needs=("answer",),
+    least_group=_group_of_wrong_answer,
     on_empty="no answer; with choose='sibling' no wrong response with an answer: weight 0",
 )
 def wrong_answer(

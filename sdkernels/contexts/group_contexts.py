@@ -15,6 +15,7 @@ from sdkernels.contexts.words import (
     clean,
     feedback_of,
     feedback_section,
+    group_of_siblings,
     pick,
     privileged,
     sibling_section,
@@ -27,6 +28,8 @@ from sdkernels.contexts.words import (
     summary="A verified correct response of the student to the same problem.",
     source="SDPO 2601.20802 section 3; AntiSD 2605.11609; RLCSD 2606.11709",
     made_of="group",
+    needs=("answer",),
+    least_group=group_of_siblings,
     leaks_answer=True,
     on_empty="no other correct response in the group: weight 0",
     thinking="setting `thinking`: kept by default",
@@ -58,6 +61,7 @@ def sibling_solution(
     summary="A correct response of the student, and what the verifier said about this one.",
     source="SDPO 2601.20802 section 4 and table 6 (output + solution)",
     made_of="group",
+    needs=("answer",),
     leaks_answer=True,
     order="question, correct response, feedback, closing instruction",
     truncation="right, the longer of response and feedback first",
@@ -97,11 +101,16 @@ def sibling_and_feedback(
     return privileged(*sections) if sections else None
 
 
+def _group_of_vote(settings: Mapping[str, Any]) -> int:
+    return max(settings["min_votes"], group_of_siblings(settings))
+
+
 @register(
     "majority_vote",
     summary="A response with the answer that most of the group gave; no label is needed.",
     source="U-OPSD 2608.06296 (majority-vote pseudo-solution)",
     made_of="group",
+    least_group=_group_of_vote,
     leaks_answer=True,
     on_empty="no answer that min_votes responses gave, or none but this one gave it: weight 0",
     thinking="setting `thinking`: kept by default",
@@ -154,7 +163,12 @@ def _ballot(rollout: Rollout) -> str:
 
 
 def _needs_of_contrast(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    return {"answer": ("answer",), "solution": ("solution",)}.get(settings["show"], ())
+    # Whatever is shown as right, the wrong side are responses that were verified.
+    return ("answer", "solution") if settings["show"] == "solution" else ("answer",)
+
+
+def _group_of_contrast(settings: Mapping[str, Any]) -> int:
+    return 3 if settings["show"] == "sibling" else 2
 
 
 @register(
@@ -163,6 +177,7 @@ def _needs_of_contrast(settings: Mapping[str, Any]) -> tuple[str, ...]:
     source="RLCSD 2606.11709 (siblings), CEPO 2605.19436 (answers)",
     made_of="group",
     needs=_needs_of_contrast,
+    least_group=_group_of_contrast,
     leaks_answer=True,
     order="question, context, closing instruction; both sides in the same words",
     on_empty="no right side, or no wrong one: weight 0",

@@ -15,6 +15,7 @@ from sdkernels.contexts.thinking import strip_thinking
 from sdkernels.contexts.types import Example, Message, Rollout, Services
 from sdkernels.contexts.words import (
     clean,
+    group_of_siblings,
     pick,
     privileged,
     shown,
@@ -42,7 +43,11 @@ Above is a problem with its reference, and an attempt that is correct. Answer in
 
 
 def _needs_of_regeneration(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    return ("solution",) if settings["of"] == "reference" else ()
+    return ("solution",) if settings["of"] == "reference" else ("answer",)
+
+
+def _group_of_regeneration(settings: Mapping[str, Any]) -> int:
+    return 1 if settings["of"] == "reference" else group_of_siblings(settings)
 
 
 def _ask_for_regeneration(
@@ -73,6 +78,7 @@ def _ask_for_regeneration(
     made_of="model",
     ask=_ask_for_regeneration,
     needs=_needs_of_regeneration,
+    least_group=_group_of_regeneration,
     leaks_answer=True,
     on_empty="nothing to see for the writer, or an empty answer (counted): weight 0",
     thinking="setting `thinking`: kept by default; what the writer sees is not stripped",
@@ -170,6 +176,7 @@ def _ask_for_reflection(
     source="ROSD 2605.28014 (explanation as key idea, exact error quote for the suffix mask)",
     made_of="model",
     ask=_ask_for_reflection,
+    needs=("answer",),
     order="question, explanation, closing instruction",
     on_empty="empty response, with need_success a group without success, or no explanation "
     "(counted): weight 0",

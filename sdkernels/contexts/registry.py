@@ -10,14 +10,21 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdkernels.contexts.types import Builder, Context
 
-Needs = tuple[str, ...] | Callable[[Mapping[str, Any]], tuple[str, ...]]
+Settings = Mapping[str, Any]
 
 _REGISTRY: dict[str, Context] = {}
-_NEEDS: dict[str, Callable[[Mapping[str, Any]], tuple[str, ...]]] = {}
+_VARYING: dict[str, dict[str, Any]] = {}
 
 
 def register(
-    name: str, *, summary: str, source: str, needs: Needs = (), **record: Any
+    name: str,
+    *,
+    summary: str,
+    source: str,
+    made_of: str | Callable[[Settings], str] = "data",
+    needs: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = (),
+    least_group: int | Callable[[Settings], int] = 1,
+    **record: Any,
 ) -> Callable[[Builder], Builder]:
     """Add a builder to the registry under `name`.
 
@@ -25,8 +32,8 @@ def register(
     `Privileged` or None. Its keyword-only parameters are the settings of the context, with their
     defaults; their annotation, a `Literal`, a plain type or a union of plain types, says what they
     accept. With `ask=`, a function of the same arguments that returns the prompt of a writer, the
-    builder gets the writer's answer as a fifth argument. `needs` may depend on the settings.
-    `record` are further fields of `Context`.
+    builder gets the writer's answer as a fifth argument. `made_of`, `needs` and `least_group` may
+    be functions of the settings. `record` are further fields of `Context`.
     """
     if name in _REGISTRY:
         raise ValueError(f"context {name!r} is registered already")
@@ -37,21 +44,28 @@ def register(
             for parameter in inspect.signature(build).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        if callable(needs):
-            _NEEDS[name] = needs
+        _VARYING[name] = {"made_of": made_of, "needs": needs, "least_group": least_group}
         _REGISTRY[name] = Context(
             name=name,
             summary=summary,
             source=source,
             build=build,
             settings=defaults,
-            needs=needs(defaults) if callable(needs) else needs,
             generates=record.pop("generates", "ask" in record),
+            **_in_force(name, defaults),
             **record,
         )
         return build
 
     return add
+
+
+def _in_force(name: str, settings: Settings) -> dict[str, Any]:
+    """The fields of the record that may depend on the settings, for these."""
+    return {
+        field: value(settings) if callable(value) else value
+        for field, value in _VARYING[name].items()
+    }
 
 
 def get(name: str, **settings: Any) -> Context:
@@ -70,8 +84,7 @@ def get(name: str, **settings: Any) -> Context:
             raise ValueError(_unknown(f"setting of context {name!r}", key, context.settings))
         _check_setting(name, key, value, hints[key])
     merged = {**context.settings, **settings}
-    needs = _NEEDS[name](merged) if name in _NEEDS else context.needs
-    return replace(context, settings=merged, needs=needs)
+    return replace(context, settings=merged, **_in_force(name, merged))
 
 
 def names() -> list[str]:

@@ -119,7 +119,9 @@ class Context:
     The record: `made_of` says what the context is built from (`"nothing"`, `"data"`, `"attempt"`:
     the response itself, `"group"`: other responses to the same problem, `"model"`: text that a
     model writes for it). `needs` are the example fields it cannot work without (`"a|b"`: either
-    one), `order` and `roles` say where the context stands in the prompt, `truncation` which side is
+    one), an `answer` to verify responses with among them; `least_group` is the smallest group, the
+    response itself included, in which it can have something to show.
+    `order` and `roles` say where the context stands in the prompt, `truncation` which side is
     cut when it is too long, `on_empty` when it gives no signal, `thinking` what becomes of think
     blocks, `leaks_answer` whether the right answer can stand in the context by construction (what
     a model or a verifier writes may always name it), and `generates` whether building it runs a
@@ -133,6 +135,7 @@ class Context:
     ask: Asker | None = field(default=None, repr=False)
     made_of: str = "data"
     needs: tuple[str, ...] = ()
+    least_group: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)
     leaks_answer: bool = False
     generates: bool = False

@@ -6,7 +6,8 @@ The wording is ours; Hübotter et al. (SDPO, 2601.20802) found the loss insensit
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sdkernels.contexts.compose import Privileged, Section
 from sdkernels.contexts.thinking import strip_thinking
@@ -94,6 +95,11 @@ def siblings(
         and (allow_self or other.index != rollout.index)
         and clean(other.text, thinking)
     ]
+
+
+def group_of_siblings(settings: Mapping[str, Any]) -> int:
+    """The least group of a context that shows a sibling, or with `allow_self` the response."""
+    return 1 if settings["allow_self"] else 2
 
 
 def pick(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from sdkernels import contexts
 from sdkernels.contexts import Context
 from sdkernels.recipes import Recipe
 from sdkernels.train.config import SelfDistillConfig
@@ -36,8 +37,7 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
             f"context={context.name!r} has no effect with recipe {recipe.name!r}, which asks no "
             "teacher; leave it out"
         )
-    if config.num_generations == 1:
-        _check_single_rollouts(recipe, context)
+    _check_group_size(config, recipe, context)
     for name, kinds in (
         ("teacher_update_rate", ("ema", "trust_region")),
         ("teacher_sync_steps", ("snapshot",)),
@@ -104,22 +104,31 @@ def _check_bare_question(config: SelfDistillConfig, recipe: Recipe, context: Con
             )
 
 
-def _check_single_rollouts(recipe: Recipe, context: Context) -> None:
-    if "group" in recipe.needs and (
-        "teacher" not in recipe.needs or recipe.name in SCALE_THE_ADVANTAGE
+def _check_group_size(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
+    size = config.num_generations
+    if (
+        size == 1
+        and "group" in recipe.needs
+        and ("teacher" not in recipe.needs or recipe.name in SCALE_THE_ADVANTAGE)
     ):
         raise ValueError(
             f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
             "group of one has advantage 0; set 2 or more"
         )
-    # Feedback needs no sibling, a majority needs the vote of others even to show one itself.
-    needs_others = context.made_of == "group" and context.name != "sibling_and_feedback"
-    if needs_others and not context.settings.get("allow_self"):
-        remedy = ", or context_args allow_self=true" if "allow_self" in context.settings else ""
+    if "teacher" in recipe.needs and size < context.least_group:
         raise ValueError(
-            f"num_generations=1: context {context.name!r} shows another rollout of the same "
-            f"prompt, and there is none; set 2 or more{remedy}"
+            f"num_generations={size}: context {context.name!r} shows other rollouts of the same "
+            f"prompt and never finds one in a group below {context.least_group}; set "
+            f"{context.least_group} or more{_or_itself(context, size)}"
         )
+
+
+def _or_itself(context: Context, size: int) -> str:
+    """The other remedy for a small group, where it is one."""
+    if "allow_self" not in context.settings:
+        return ""
+    alone = contexts.get(context.name, **{**context.settings, "allow_self": True})
+    return ", or context_args allow_self=true" if alone.least_group <= size else ""
 
 
 def _log_idle_ratios(config: SelfDistillConfig) -> None:

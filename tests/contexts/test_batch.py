@@ -15,6 +15,7 @@ from sdkernels.contexts import (
     build_prompts,
     validate,
 )
+from sdkernels.contexts.sample import sample_services
 
 PROMPT = [{"role": "user", "content": "q"}]
 
@@ -140,8 +141,43 @@ def test_an_empty_data_set_and_a_missing_critic_always_stop() -> None:
         validate([example("a", answer="1")], contexts.get("step_critique"), strict=False)
 
 
-@pytest.mark.parametrize(
-    "name", ["none", "sibling_solution", "verifier_feedback", "failed_attempt"]
-)
-def test_contexts_made_of_rollouts_need_nothing_of_the_data(name: str) -> None:
+@pytest.mark.parametrize("name", ["none", "instruction", "majority_vote"])
+def test_contexts_of_unjudged_rollouts_need_nothing_of_the_data(name: str) -> None:
     assert validate([example("a")], contexts.get(name)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("sibling_solution", {}),
+        ("sibling_and_feedback", {}),
+        ("contrastive", {}),
+        ("contrastive", {"show": "solution"}),
+        ("failed_attempt", {}),
+        ("reward_phrase", {}),
+        ("regeneration", {"of": "sibling"}),
+        ("self_reflection", {}),
+        ("wrong_answer", {"choose": "sibling"}),
+    ],
+)
+def test_contexts_made_of_verdicts_need_an_answer_to_verify_with(
+    name: str, settings: dict[str, str]
+) -> None:
+    services = sample_services()
+    context = contexts.get(name, **settings)
+    good = [example(i, answer="4", solution="s") for i in "ab"]
+    assert validate(good, context, services=services) == []
+    bad = replace(good[1], answer=None, metadata={"row": "miss.jsonl, line 2"})
+    with pytest.raises(
+        ValueError,
+        match=rf"{name}' needs `answer`, which 1 of 2 examples lack: miss.jsonl, line 2 \(id 'b'",
+    ):
+        validate([good[0], bad], context, services=services)
+
+
+def test_feedback_comes_from_a_verifier_or_from_the_data() -> None:
+    context = contexts.get("verifier_feedback")
+    good = [example("a", answer="4"), example("b", feedback="Off by one.")]
+    assert validate(good, context) == []
+    with pytest.raises(ValueError, match=r"needs `answer` or `feedback`, which 1 of 3 .*id 'c'"):
+        validate([*good, example("c")], context)

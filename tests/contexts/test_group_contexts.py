@@ -192,6 +192,6 @@ def test_a_contrast_without_one_of_its_sides_gives_no_signal() -> None:
 
 
 def test_what_a_contrast_needs_depends_on_what_it_shows() -> None:
-    assert contexts.get("contrastive").needs == ()
+    assert contexts.get("contrastive").needs == ("answer",)
     assert contexts.get("contrastive", show="answer").needs == ("answer",)
-    assert contexts.get("contrastive", show="solution", negatives=2).needs == ("solution",)
+    assert contexts.get("contrastive", show="solution", negatives=2).needs == ("answer", "solution")

@@ -84,7 +84,7 @@ def test_the_writer_of_a_regeneration_sees_the_solution_and_the_teacher_what_it_
 def test_a_regeneration_can_start_from_a_sibling() -> None:
     writer = Writing("new")
     context = contexts.get("regeneration", of="sibling", choose="shortest")
-    assert context.needs == ()
+    assert context.needs == ("answer",)
     assert contexts.get("regeneration").needs == ("solution",)
     built = prompts(context, ROLLOUTS, Services(writer=writer))
     assert all(prompt is not None for prompt in built)

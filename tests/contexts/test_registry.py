@@ -1,5 +1,7 @@
 """Looking contexts up, and what unknown names and settings are answered."""
 
+from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from helpers.context_rows import build
 from sdkernels import contexts
 from sdkernels.contexts import Privileged
 from sdkernels.contexts.registry import _REGISTRY
-from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS
+from sdkernels.contexts.sample import EXAMPLE, ROLLOUTS, sample_services
 
 NAMES = [
     "none",
@@ -43,7 +45,14 @@ def test_names() -> None:
 def test_every_record_is_complete() -> None:
     records = contexts.table()
     assert [record["name"] for record in records] == NAMES
-    fields = {"answer", "solution", "stronger_solution", "hint", "answer|solution"}
+    fields = {
+        "answer",
+        "solution",
+        "stronger_solution",
+        "hint",
+        "answer|solution",
+        "answer|feedback",
+    }
     for record in records:
         for key in TEXTS:
             assert record[key], (record["name"], key)
@@ -82,6 +91,50 @@ def test_get_changes_settings_without_touching_the_defaults() -> None:
         "seed": 3,
     }
     assert contexts.get("sibling_solution").settings["choose"] == "first"
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "least"),
+    [
+        ("none", {}, 1),
+        ("sibling_solution", {}, 2),
+        ("sibling_solution", {"allow_self": True}, 1),
+        ("sibling_and_feedback", {}, 1),
+        ("majority_vote", {}, 2),
+        ("majority_vote", {"min_votes": 3}, 3),
+        ("majority_vote", {"min_votes": 2, "allow_self": True}, 2),
+        ("majority_vote", {"min_votes": 1, "allow_self": True}, 1),
+        ("contrastive", {}, 3),
+        ("contrastive", {"show": "answer"}, 2),
+        ("wrong_answer", {}, 1),
+        ("wrong_answer", {"choose": "sibling"}, 2),
+        ("regeneration", {}, 1),
+        ("regeneration", {"of": "sibling"}, 2),
+        ("regeneration", {"of": "sibling", "allow_self": True}, 1),
+    ],
+)
+def test_the_least_group_can_give_a_signal_and_a_smaller_one_cannot(
+    name: str, settings: dict[str, Any], least: int
+) -> None:
+    context = contexts.get(name, **settings)
+    assert context.least_group == least
+    # Right and wrong ones by turns; all gave the right answer where votes are counted.
+    answers = {"extracted": "29"} if name == "majority_vote" else {}
+    others = [replace(r, index=i, **answers) for i, r in enumerate((ROLLOUTS * 2)[:6])]
+
+    def has_signal(size: int) -> bool:
+        return any(
+            context(EXAMPLE, group[0], list(group), sample_services()) is not None
+            for group in permutations(others, size)
+        )
+
+    assert has_signal(least)
+    assert least == 1 or not has_signal(least - 1)
+
+
+def test_what_a_context_is_made_of_depends_on_its_settings() -> None:
+    assert contexts.get("wrong_answer").made_of == "data"
+    assert contexts.get("wrong_answer", choose="sibling").made_of == "group"
 
 
 def test_an_unknown_name_gets_suggestions() -> None:

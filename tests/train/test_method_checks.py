@@ -37,11 +37,32 @@ def check(tmp_path, **settings):
         ({"recipe": "grpo", "num_generations": 1}, "group of one has advantage 0"),
         (
             {"recipe": "sdpo", "context": "sibling_solution", "num_generations": 1},
-            "shows another rollout of the same prompt, and there is none; set 2 or more, or cont",
+            "never finds one in a group below 2; set 2 or more, or context_args allow_self=true",
         ),
         (
-            {"context": "contrastive", "num_generations": 1},
-            "context 'contrastive' shows another rollout of the same prompt, and there is none",
+            {"context": "contrastive", "num_generations": 2},
+            "num_generations=2: context 'contrastive' shows other rollouts of the same prompt and "
+            "never finds one in a group below 3; set 3 or more$",
+        ),
+        (
+            {"context": "majority_vote", "num_generations": 1},
+            "context 'majority_vote' shows other .* below 2; set 2 or more$",
+        ),
+        (
+            {
+                "context": "regeneration",
+                "context_args": {"of": "sibling"},
+                "num_generations": 1,
+            },
+            "context 'regeneration' shows other .* set 2 or more, or context_args allow_self",
+        ),
+        (
+            {
+                "context": "wrong_answer",
+                "context_args": {"choose": "sibling"},
+                "num_generations": 1,
+            },
+            "context 'wrong_answer' shows other .* set 2 or more$",
         ),
         (
             {"teacher_model_kind": "live", "teacher_update_rate": 0.3},
