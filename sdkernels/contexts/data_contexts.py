@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from sdkernels.contexts.compose import Privileged, Section
+from sdkernels.contexts.numbers import same_answer
 from sdkernels.contexts.registry import register
 from sdkernels.contexts.types import Example, Rollout, Services
 from sdkernels.contexts.words import (
@@ -134,28 +135,36 @@ def wrong_answer(
         return None
     if choose == "sibling":
         wrong = siblings(rollout, group, "wrong_answer", success=False)
-        answer = next((clean(other.extracted) for other in wrong if clean(other.extracted)), "")
+        answers = [clean(other.extracted) for other in wrong]
+    elif choose == "changed":
+        answers = [changed_answer(right, f"{seed}/{example.id}"), fixed]
     else:
-        answer = fixed if choose == "fixed" else changed_answer(right, f"{seed}/{example.id}")
-    answer = answer or (fixed if choose == "changed" else "")
-    return None if answer == right else shown(answer_section(answer))
+        answers = [fixed]
+    # A response may be wrong for its form only, and the fixed answer be right by chance.
+    answer = next((text for text in answers if text and not same_answer(text, right)), "")
+    return shown(answer_section(answer))
 
 
 def changed_answer(right: str, seed: str) -> str:
     """`right` with its last whole number moved by 1 to 9, or with another letter of a choice.
 
-    Empty where there is neither. The choice depends on `seed` alone.
+    Where that leaves the value what it is for the verifier (2.1 and 2.10, 0/5 and 0/7, digits below
+    its tolerance), another step or the number before the last is taken. Empty where there is
+    nothing to change. The choice depends on `seed` alone.
     """
     chance = random.Random(seed)
     if re.fullmatch(r"\(?[A-J]\)?", right):
         letters = [letter for letter in "ABCD" if letter not in right]
         return re.sub("[A-J]", chance.choice(letters), right)
-    numbers = list(re.finditer(r"[0-9]+", right))
-    if not numbers:
-        return ""
-    digits = numbers[-1].group()
-    changed = str(int(digits) + chance.randint(1, 9)).zfill(len(digits))
-    return right[: numbers[-1].start()] + changed + right[numbers[-1].end() :]
+    first = chance.randint(1, 9)
+    for number in reversed(list(re.finditer(r"[0-9]+", right))):
+        digits = number.group()
+        for step in [*range(first, 10), *range(1, first)]:
+            moved = str(int(digits) + step).zfill(len(digits))
+            changed = right[: number.start()] + moved + right[number.end() :]
+            if not same_answer(changed, right):
+                return changed
+    return ""
 
 
 @register(

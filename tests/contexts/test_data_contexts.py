@@ -10,6 +10,7 @@ from sdkernels import contexts
 from sdkernels.contexts import Example, Services, validate
 from sdkernels.contexts.data_contexts import changed_answer
 from sdkernels.contexts.sample import EXAMPLE, OTHER, ROLLOUTS, sample_services
+from sdkernels.train.verify import verify
 
 
 def test_none_is_the_prompt_of_the_student_also_with_a_system_message() -> None:
@@ -80,6 +81,32 @@ def test_a_changed_answer_differs_and_keeps_its_form(right: str) -> None:
     for answer in found:
         assert re.sub("[0-9A-D]+", "#", answer) == re.sub("[0-9A-D]+", "#", right)
     assert changed_answer(right, "7") == changed_answer(right, "7")
+
+
+@pytest.mark.parametrize(
+    "right",
+    ["2.1", "-0.1", "1,234.1", "0/5", "0e5", "3.14159265", "1234567.8", "0.123456789", "10.1%"],
+)
+def test_a_changed_answer_is_wrong_by_value(right: str) -> None:
+    for seed in range(40):
+        assert not verify(
+            f"Answer: {changed_answer(right, str(seed))}",
+            replace(EXAMPLE, answer=right, task="number"),
+        ).correct
+
+
+def test_no_wrong_answer_has_the_value_of_the_right_one() -> None:
+    example = replace(EXAMPLE, answer="4")
+    assert build("wrong_answer", example, choose="fixed", fixed="4.0") is None
+    group = [
+        rollout(0, "x", success=False, extracted="7"),
+        rollout(1, "x", success=False, extracted="4.0"),  # wrong for its form only
+    ]
+    assert build("wrong_answer", example, group[0], group, choose="sibling") is None
+    group.append(rollout(2, "x", success=False, extracted="5"))
+    content = build("wrong_answer", example, group[0], group, choose="sibling")
+    assert content is not None
+    assert "[known answer]\n5\n" in content
 
 
 def test_where_nothing_can_be_changed_the_fixed_answer_stands_in() -> None:
