@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
+from sdkernels.train.yaml_text import read_text
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> str:
@@ -43,10 +43,9 @@ def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, An
         if not equals or not key:
             raise ValueError(f"{flag} {pair!r}: expected KEY=VALUE")
         try:
-            settings[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"{flag} {pair!r}: its value is not valid YAML: {reason}") from error
+            settings[key.strip()] = read_text(value)
+        except ValueError as error:
+            raise ValueError(f"{flag} {pair!r}: its value is {error}") from error
     return settings
 
 

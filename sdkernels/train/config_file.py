@@ -13,6 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.yaml_text import read_text
 
 # Shorter spellings of settings that carry transformers' or TRL's longer names.
 SHORT_NAMES = {"model": "model_name_or_path", "out": "output_dir", "steps": "max_steps"}
@@ -131,9 +132,9 @@ def base_chain(file: str | Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def _read_mapping(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        content = read_text(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -15,7 +15,7 @@ from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.config_file import refuse_unknown
 from sdkernels.train.experiments import Experiment
 from sdkernels.train.run import train
-from sdkernels.train.settings import check_choice, number_or
+from sdkernels.train.settings import check_choice
 
 SCALES = ("smoke", "full")
 # What makes the method; all else at smoke scale comes from SMOKE or is the default.
@@ -124,5 +124,4 @@ def config_of(
         "output_dir": str(Path(out) / f"{experiment.name}-{scale}"),
         "condition": experiment.name,
     }
-    merged = own | settings | dict(changes or {})
-    return SelfDistillConfig(**{name: number_or(value) for name, value in merged.items()})
+    return SelfDistillConfig(**own | settings | dict(changes or {}))

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-import yaml
+from sdkernels.train.yaml_text import read_text
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
@@ -42,6 +42,10 @@ def is_numeric(hint: Any) -> bool:
 def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
     """A mapping from a dict, a JSON object, or `key=value,key=value` with values read as YAML; None
     stays None.
+
+    Raises:
+        TypeError: another kind of value.
+        ValueError: a text of neither form, a value that is no YAML, a key twice.
     """
     if value is None or isinstance(value, dict):
         return value
@@ -55,7 +59,10 @@ def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
         try:
             return dict(json.loads(text))
         except json.JSONDecodeError as error:
-            raise ValueError(f"{name}: not valid JSON ({error}): {text!r}") from error
+            raise ValueError(
+                f"{name}: not valid JSON ({error}): {text!r}; expected an object like "
+                '{"key": 1}, or key=value,key=value'
+            ) from error
     pairs = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         key, equals, raw = part.partition("=")
@@ -63,15 +70,13 @@ def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
             raise ValueError(
                 f"{name}: expected key=value, got {part!r}; write a value with commas as JSON"
             )
-        pairs[key.strip()] = number_or(yaml.safe_load(raw))
-    return pairs
-
-
-def number_or(value: Any) -> Any:
-    """`value`, with the numbers that YAML 1.1 takes for text (`1e-5`) read as numbers."""
-    if isinstance(value, str):
+        if key.strip() in pairs:
+            raise ValueError(f"{name}: {key.strip()!r} is given twice in {text!r}; keep one")
         try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+            pairs[key.strip()] = read_text(raw)
+        except ValueError as error:
+            raise ValueError(
+                f"{name}: the value of {part!r} is {error}; expected key=value,key=value, or a "
+                "JSON object where a value has commas"
+            ) from error
+    return pairs

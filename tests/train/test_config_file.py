@@ -15,7 +15,7 @@ def file(tmp_path: Path) -> Path:
     path.write_text(
         "learning_rate: 1e-6\n"  # text to YAML 1.1, a number to everybody else
         "recipe: dasd\n"
-        "recipe_args: {beta: 0.1}\n"
+        "recipe_args: {beta: 1e-1}\n"
         "lora_target_modules: [q_proj, v_proj]\n"
         "use_cpu: true\n"
         "num_generations: 3\n"
@@ -79,6 +79,7 @@ def test_wrong_flags_get_one_line(arguments, message):
         ("recipee: grpo", "unknown setting 'recipee'; did you mean recipe"),
         ("- a\n- b", "expected `name: value` lines, got a list"),
         ("a: [", "not valid YAML"),
+        ("recipe: opsd\nrecipe: dasd", "key 'recipe' stands in line 1 and again in line 2"),
         ("num_generations: {a: 1}", "num_generations: expected int, got a mapping"),
         ("num_generations: many", "invalid int value"),
         ("num_generations: 2.5", "num_generations: expected int, got 2.5"),

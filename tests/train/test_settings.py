@@ -13,6 +13,7 @@ from sdkernels.train.settings import as_mapping, check_choice, check_kind
         ('{"a": 1, "b": [1, 2]}', {"a": 1, "b": [1, 2]}),
         ("a=1,b=x", {"a": 1, "b": "x"}),
         (" a = 1e-5 , b=false, c= ", {"a": 1e-5, "b": False, "c": None}),
+        ("fixed='5'", {"fixed": "5"}),  # a setting that is text
         ("", {}),
         ({"a": 1}, {"a": 1}),
         (None, None),
@@ -22,10 +23,25 @@ def test_mappings(text, expected):
     assert as_mapping("x", text) == expected
 
 
-@pytest.mark.parametrize("text", ["a", "=1", "a=1,b", "{a: 1}"])
-def test_mappings_that_are_none(text):
-    with pytest.raises(ValueError, match="recipe_args: "):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a", "expected key=value, got 'a'"),
+        ("=1", "expected key=value, got '=1'"),
+        ("a=1,b", "expected key=value, got 'b'"),
+        (
+            "{a: 1}",
+            r"not valid JSON .*: '\{a: 1\}'; expected an object .* or key=value,",
+        ),
+        ("a=[1", r"the value of 'a=\[1' is not valid YAML: .*; expected key=value,key=value, or a"),
+        ("a=[1,2]", r"the value of 'a=\[1' is .* or a JSON object where a value has commas"),
+        ("a=1,b=2,a=3", "'a' is given twice in 'a=1,b=2,a=3'; keep one"),
+    ],
+)
+def test_mappings_that_are_none_get_one_line(text, message):
+    with pytest.raises(ValueError, match=f"recipe_args: {message}") as caught:
         as_mapping("recipe_args", text)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_list_is_no_mapping():
