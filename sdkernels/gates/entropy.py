@@ -5,13 +5,11 @@ Shape letters: B sequences, L tokens, R rows of tokens that share a threshold.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from sdkernels.gates.bound import BoundGate, Rule
-from sdkernels.gates.settings import at_least_1, nats, scope_of, share_of, word
+from sdkernels.gates.settings import at_least_1, is_finite, nats, scope_of, share_of, word
 from sdkernels.gates.thresholds import expand, full, quantile_of, rows_of, valid_entropies
 
 READINGS = ("top", "literal")
@@ -131,8 +129,8 @@ class DirectionAdaptive:
         self.sigma: str | float
         if isinstance(sigma, str):
             self.sigma = word("sigma", sigma, SIGMAS, "or a scale in nats")
-        elif isinstance(sigma, bool) or not (math.isfinite(sigma) and sigma > 0):
-            raise ValueError(f"sigma={sigma} is not accepted; give a scale in nats > 0")
+        elif not is_finite(sigma) or sigma <= 0:
+            raise ValueError(f"sigma={sigma!r} is not accepted; give a scale in nats > 0")
         else:
             self.sigma = float(sigma)
         if tau is not None and isinstance(self.sigma, str):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from sdkernels.gates.bound import BoundGate, Rule
-from sdkernels.gates.settings import at_least_1, nats
+from sdkernels.gates.settings import at_least_1, is_finite, nats
 from sdkernels.gates.thresholds import full
 
 
@@ -41,8 +41,8 @@ class Schmitt:
         self, off_ratio: float = 0.93, on_ratio: float = 1.0, *, warmup_steps: int = 5
     ) -> None:
         for name, ratio in (("off_ratio", off_ratio), ("on_ratio", on_ratio)):
-            if isinstance(ratio, bool) or not (math.isfinite(ratio) and ratio > 0):
-                raise ValueError(f"{name}={ratio} is not accepted; give a number > 0")
+            if not is_finite(ratio) or ratio <= 0:
+                raise ValueError(f"{name}={ratio!r} is not accepted; give a number > 0")
         if off_ratio == on_ratio:
             raise ValueError(
                 f"off_ratio={off_ratio} and on_ratio={on_ratio} leave no hysteresis; give "

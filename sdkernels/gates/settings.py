@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+from numbers import Integral, Real
+from typing import Any
 
 SCOPES = ("sequence", "batch", "fixed")
 
@@ -30,10 +31,15 @@ def word(name: str, value: str, known: tuple[str, ...], other: str = "") -> str:
     return value
 
 
+def is_finite(value: Any) -> bool:
+    """Whether it is a finite number; text, True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def nats(name: str, value: float) -> float:
     """A finite number of nats, 0 or more."""
-    if isinstance(value, bool) or not math.isfinite(value) or value < 0:
-        raise ValueError(f"{name}={value} is not accepted; give a finite number of nats >= 0")
+    if not is_finite(value) or value < 0:
+        raise ValueError(f"{name}={value!r} is not accepted; give a finite number of nats >= 0")
     return float(value)
 
 
@@ -46,6 +52,6 @@ def at_least_1(name: str, value: int) -> int:
 
 def share_of(name: str, value: float) -> float:
     """A number from 0 to 1."""
-    if isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError(f"{name}={value} is not accepted; give a number in [0, 1]")
+    if not is_finite(value) or not 0 <= value <= 1:
+        raise ValueError(f"{name}={value!r} is not accepted; give a number in [0, 1]")
     return float(value)

@@ -264,5 +264,5 @@ def make_gate(config: SelfDistillConfig, recipe: Recipe) -> gates.Gate | None:
         )
     try:
         return make(**settings)
-    except TypeError as error:  # text where a number belongs
-        raise ValueError(f"gate_args={settings!r} of gate {kind!r}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"gate_args of gate {kind!r}: {error}") from error

@@ -86,7 +86,10 @@ def test_the_hard_gates_guard_stays_with_settings(make_config, settings, least):
     ("settings", "message"),
     [
         ({"rhoo": 0.2}, "setting='rhoo' .did you mean 'rho'.*reading, scope"),
-        ({"rho": "much"}, "gate_args={'rho': 'much'} of gate 'direction_adaptive': "),
+        (
+            {"rho": "much"},
+            "direction_adaptive': rho='much' is not accepted; give a number in ",
+        ),
     ],
 )
 def test_wrong_settings_of_a_gate_are_named(make_trainer, settings, message):
