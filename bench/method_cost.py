@@ -82,9 +82,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     methods: list[tuple[str, dict[str, Any]]] = []
     if options.recipes:
         for name in recipes.names():
-            teacher = "teacher" in recipes.get(name).needs
-            context = {"context": "reference_solution"} if teacher else {}
-            methods.append((f"recipe {name}", {"recipe": name, **context}))
+            recipe = recipes.get(name)
+            method: dict[str, Any] = {"recipe": name}
+            if "teacher" in recipe.needs:  # one that brings its own context is measured with that
+                context, args = recipe.context or ("reference_solution", {})
+                method |= {"context": context, "context_args": args}
+            methods.append((f"recipe {name}", method))
     if options.contexts:
         methods += [
             (f"context {name}", {"recipe": "sdpo", "context": name}) for name in contexts.names()

@@ -72,5 +72,5 @@ def rosd(
         optional=weighted | ({"suffix"} if localise else set()),
         engine=engine_keywords(alpha, support, topk),
         skips_failed_groups=skip_failed_groups,
-        context=("self_reflection", {}),
+        context=("self_reflection", {} if skip_failed_groups else {"need_success": False}),
     )

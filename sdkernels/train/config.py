@@ -7,7 +7,6 @@ becomes `num_generations` rollouts, so a group is never split over micro-batches
 # ruff: noqa: RUF009 - `_setting` is `dataclasses.field` with a help text, evaluated once as meant.
 
 from dataclasses import MISSING, dataclass, field, fields
-from enum import Enum
 from typing import Any, get_type_hints
 
 from transformers import TrainingArguments
@@ -26,7 +25,7 @@ from sdkernels.train.config_checks import (
     check_ranges,
     check_rollout_source,
 )
-from sdkernels.train.settings import as_mapping, check_kind, is_numeric
+from sdkernels.train.settings import as_mapping, check_kind, is_numeric, plain
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -321,13 +320,23 @@ class SelfDistillConfig(TrainingArguments):
     )
     engine_debug: bool = _setting(False, "Run the engine's synchronising checks on GPU too.")
 
+    def __new__(cls, *values: Any, **settings: Any) -> "SelfDistillConfig":
+        """Take down which settings are named: one that is named at its default looks like one that
+        is not, and what is named is used or refused, never replaced.
+        """
+        config = super().__new__(cls)
+        in_order = [f.name for f in fields(cls) if f.init]
+        config._named = {*in_order[: len(values)], *settings}
+        return config
+
     def __post_init__(self) -> None:
         # Taken down before TrainingArguments rewrites its fields. Comparing with a second instance
         # later would not do: making one resets the process's accelerator.
         self._given = {
-            f.name: _plain(getattr(self, f.name))
+            f.name: plain(getattr(self, f.name))
             for f in fields(self)
-            if f.init and f.default is not MISSING and getattr(self, f.name) != f.default
+            if (f.name in self._named and f.name in FIELDS_OF_RECIPES)
+            or (f.init and f.default is not MISSING and getattr(self, f.name) != f.default)
         }
         self._check_kinds()
         super().__post_init__()
@@ -341,13 +350,14 @@ class SelfDistillConfig(TrainingArguments):
 
     def _take_context_of_recipe(self) -> None:
         """Recipes that make little sense with another context bring their own, unless one is
-        named.
+        named. Named `context_args` alone are settings of what the recipe brings.
         """
-        if self.recipe not in recipes.names() or {"context", "context_args"} & self._given.keys():
+        if self.recipe not in recipes.names() or "context" in self._named:
             return
         own = recipes.get(self.recipe, **self.mapping("recipe_args")).context
         if own is not None:
-            self.context, self.context_args = own[0], dict(own[1]) or None
+            self.context = own[0]
+            self.context_args = {**own[1], **self.mapping("context_args")} or None
 
     def _check_kinds(self) -> None:
         inherited = {f.name for f in fields(TrainingArguments)}
@@ -382,7 +392,9 @@ class SelfDistillConfig(TrainingArguments):
         return self.condition or own
 
     def changed(self) -> dict[str, Any]:
-        """Settings that were given and are not the defaults: what `config.yaml` of a run holds."""
+        """Settings that were given and are not the defaults, or that a recipe would bring if they
+        were not given: what `config.yaml` of a run holds.
+        """
         return {"output_dir": self.output_dir, **self._given}
 
 
@@ -400,6 +412,5 @@ MAPPING_FIELDS = (
 )
 
 
-def _plain(value: Any) -> Any:
-    """`value` as YAML and JSON can hold it."""
-    return value.value if isinstance(value, Enum) else value
+# What a recipe brings, unless it is named.
+FIELDS_OF_RECIPES = ("context", "context_args")

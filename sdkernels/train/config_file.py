@@ -52,7 +52,10 @@ class ConfigParser(HfArgumentParser):
         only_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         only_file.add_argument("--config")
         file = only_file.parse_known_args(list(arguments))[0].config
-        blank = vars(self.parse_args([]))
+        # Only what was given ends up in the configuration, a value that is the default included: a
+        # recipe must not replace it.
+        for action in self._actions:
+            action.default = argparse.SUPPRESS
         if file is not None:
             # argparse runs a default through the flag's type if it is text, so that `1e-5`, text
             # to YAML 1.1, becomes a number; all else the configuration checks itself.
@@ -60,8 +63,7 @@ class ConfigParser(HfArgumentParser):
         parsed, unknown = self.parse_known_args(list(arguments))
         if unknown:
             raise ValueError(_unknown_flag(unknown[0], self.config_type))
-        # Only what was given: the parser's own idea of some defaults differs from the fields'.
-        given = {name: value for name, value in vars(parsed).items() if value != blank[name]}
+        given = vars(parsed)
         given.pop("config", None)
         return self.config_type(**given)
 

@@ -48,6 +48,7 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
                 f"{config.teacher_model_kind!r}; it belongs to {' and '.join(map(repr, kinds))}"
             )
     _check_contrast(config, recipe, context)
+    _check_failed_groups(recipe, context)
     if not (has_teacher and context.generates):
         for name in ("critic_model_name_or_path", "critic_server_url", "critic_server_model"):
             if name in given:
@@ -83,6 +84,19 @@ def _check_contrast(config: SelfDistillConfig, recipe: Recipe, context: Context)
         )
 
 
+def _check_failed_groups(recipe: Recipe, context: Context) -> None:
+    """A context that has nothing to show for failed groups leaves them out whatever the recipe
+    says.
+    """
+    keeps = recipe.config.get("skip_failed_groups") is False
+    if keeps and context.settings.get("need_success"):
+        raise ValueError(
+            f"recipe_args skip_failed_groups=False has no effect with context {context.name!r} and "
+            "need_success=True, which shows nothing in a group without success; set context_args "
+            "need_success=false, or leave skip_failed_groups out"
+        )
+
+
 def _check_bare_question(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
     """A teacher that serves as reference model must read what the student reads: a KL to one that
     sees more is distillation, and no anchor.
@@ -98,9 +112,9 @@ def _check_bare_question(config: SelfDistillConfig, recipe: Recipe, context: Con
         if differs:
             raise ValueError(
                 f"{name}={shown!r}: with these recipe_args the teacher of recipe {recipe.name!r} "
-                "is the reference model of a KL penalty and answers the bare question; leave it "
-                "out. To learn from a context next to a verifier's advantage use dasd, rlsd, or "
-                "sdpo with grpo_weight"
+                "is the reference model of a KL penalty and answers the bare question (context="
+                "'none'); leave it out. To learn from a context next to a verifier's advantage use "
+                "dasd, rlsd, or sdpo with grpo_weight"
             )
 
 

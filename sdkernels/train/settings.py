@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from difflib import get_close_matches
+from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -37,6 +38,11 @@ def is_numeric(hint: Any) -> bool:
     """Whether an annotation is that of a number, which may be None."""
     kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return {*kinds} - {type(None)} <= {int, float}
+
+
+def plain(value: Any) -> Any:
+    """`value` as YAML and JSON can hold it."""
+    return value.value if isinstance(value, Enum) else value
 
 
 def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:

@@ -34,6 +34,12 @@ def test_costs_are_relative_and_reasons_are_kept(outcomes: dict[str, Any]) -> No
     assert rows["recipe gkd"] == {"name": "recipe gkd", "not_run": "no"}
 
 
+def test_a_recipe_is_measured_with_the_context_that_it_brings(outcomes: dict[str, Any]) -> None:
+    outcomes["rosd"] = AssertionError("it must not be tried")
+    rows = {row["name"]: row for row in method_cost.measure(OPTIONS)}
+    assert rows["recipe rosd"]["not_run"] == "it generates text"
+
+
 def test_who_stops_it_stops_all_of_it(outcomes: dict[str, Any]) -> None:
     outcomes["gkd"] = Interrupted("stopped after step 1 of 4", 15)
     with pytest.raises(Interrupted):

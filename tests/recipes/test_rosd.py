@@ -44,3 +44,5 @@ def test_what_a_trainer_has_to_know() -> None:
     free = recipes.get("rosd", skip_failed_groups=False, is_clip=None)
     assert free.needs == {"teacher"}
     assert not free.skips_failed_groups
+    # The context that it brings must not leave them out either.
+    assert free.context == ("self_reflection", {"need_success": False})

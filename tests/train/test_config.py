@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -99,6 +100,46 @@ def test_labels(tmp_path):
     assert label(recipe="opsd", context="hint") == "opsd-hint"
     assert label(recipe="grpo", context="hint") == "grpo"
     assert label(recipe="grpo", condition="mine") == "mine"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "recipe_args", "own"),
+    [
+        ("cepo", {}, "contrastive"),
+        ("rosd", {}, "self_reflection"),
+        ("grpo", {"kl_weight": 0.1}, "none"),
+        ("opsd", {}, "reference_solution"),
+    ],
+)
+def test_a_recipe_brings_a_context_only_where_none_is_named(tmp_path, recipe, recipe_args, own):
+    common = {
+        "output_dir": str(tmp_path),
+        "use_cpu": True,
+        "recipe": recipe,
+        "recipe_args": recipe_args,
+    }
+    silent = SelfDistillConfig(**common)
+    assert silent.context == own
+    assert "context" not in silent.changed()
+    for name in ("reference_solution", "hint"):  # the first is the default
+        named = SelfDistillConfig(**common, context=name)
+        for config in (named, copy.deepcopy(named), dataclasses.replace(named)):
+            assert config.context == config.changed()["context"] == name
+
+
+def test_settings_of_a_context_alone_are_for_the_one_that_the_recipe_brings(tmp_path):
+    common = {"output_dir": str(tmp_path), "use_cpu": True, "recipe": "cepo"}
+    config = SelfDistillConfig(**common, context_args="negatives=2")
+    own = SelfDistillConfig(**common)
+    assert config.context == "contrastive"
+    assert config.context_args == {**own.context_args, "negatives": 2}
+
+
+def test_the_context_of_rosd_follows_what_becomes_of_failed_groups(tmp_path):
+    common = {"output_dir": str(tmp_path), "use_cpu": True, "recipe": "rosd"}
+    assert SelfDistillConfig(**common).context_args is None
+    config = SelfDistillConfig(**common, recipe_args={"skip_failed_groups": False})
+    assert config.context_args == {"need_success": False}
 
 
 def test_the_reference_model_of_grpo_gets_no_privileged_context(tmp_path):

@@ -36,13 +36,13 @@ def test_mappings_and_switches_as_flags():
         [
             "--context_args=show_thinking=false,rate=1e-3",
             "--recipe_args",
-            '{"alpha": 0.5}',
+            '{"beta": 0.5}',
             "--no_disable_dropout",
             "--use_cpu",
         ]
     )
     assert config.context_args == {"show_thinking": False, "rate": 0.001}
-    assert config.recipe_args == {"alpha": 0.5}
+    assert config.recipe_args == {"beta": 0.5}
     assert not config.disable_dropout
 
 
@@ -53,6 +53,22 @@ def test_a_written_file_gives_the_same_run(tmp_path, file):
     again = parse_config(["--config", str(copy)])
     assert again.changed() == config.changed()
     assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("place", ["flag", "file"])
+def test_a_context_that_is_named_at_its_default_is_kept(tmp_path, place):
+    named = tmp_path / "named.yaml"
+    named.write_text("recipe: rosd\nuse_cpu: true\ncontext: reference_solution\n")
+    silent = tmp_path / "silent.yaml"
+    silent.write_text("recipe: rosd\nuse_cpu: true\n")
+    arguments = ["--config", str(named if place == "file" else silent)]
+    flags = ["--context", "reference_solution"] if place == "flag" else []
+    config = parse_config(arguments + flags)
+    assert config.context == "reference_solution"
+    copy = tmp_path / "copy.yaml"
+    write_yaml(config, copy)
+    assert parse_config(["--config", str(copy)]).context == "reference_solution"
+    assert parse_config(["--config", str(silent)]).context == "self_reflection"
 
 
 @pytest.mark.parametrize(

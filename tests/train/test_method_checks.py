@@ -34,6 +34,35 @@ def check(tmp_path, **settings):
             },
             "teacher_chat_template_kwargs={'enable_thinking': True}: with these recipe_args",
         ),
+        # Named at its default, a context is as little replaced as any other.
+        (
+            {"recipe": "cepo", "context": "reference_solution"},
+            "context 'reference_solution' has no wrong one; set context=contrastive",
+        ),
+        (
+            {"recipe": "grpo", "context": "reference_solution"},
+            "context='reference_solution' has no effect with recipe 'grpo', which asks no teacher",
+        ),
+        (
+            {"recipe": "nll", "context": "reference_solution"},
+            "context='reference_solution' has no effect with recipe 'nll', which asks no teacher",
+        ),
+        (
+            {
+                "recipe": "grpo",
+                "recipe_args": {"kl_weight": 0.1},
+                "context": "reference_solution",
+            },
+            "context='reference_solution': .* answers the bare question (context='none'); leave it",
+        ),
+        (
+            {
+                "recipe": "rosd",
+                "recipe_args": {"skip_failed_groups": False},
+                "context": "self_reflection",
+            },
+            "skip_failed_groups=False has no effect with context 'self_reflection' and need_succ",
+        ),
         ({"recipe": "grpo", "num_generations": 1}, "group of one has advantage 0"),
         (
             {"recipe": "sdpo", "context": "sibling_solution", "num_generations": 1},
@@ -76,7 +105,7 @@ def check(tmp_path, **settings):
     ],
 )
 def test_refused(tmp_path, settings, message):
-    with pytest.raises(ValueError, match=message.replace("(", r"\(")):
+    with pytest.raises(ValueError, match=message.replace("(", r"\(").replace(")", r"\)")):
         check(tmp_path, **settings)
 
 
@@ -94,6 +123,13 @@ def test_refused(tmp_path, settings, message):
             "teacher_chat_template_kwargs": {"enable_thinking": False},
         },
         {"recipe": "opsd", "num_generations": 1},
+        {"recipe": "rosd", "recipe_args": {"skip_failed_groups": False}},
+        {
+            "recipe": "rosd",
+            "recipe_args": {"skip_failed_groups": False},
+            "context": "self_reflection",
+            "context_args": {"need_success": False},
+        },
         {"context": "sibling_and_feedback", "num_generations": 1},
         {"teacher_model_kind": "ema", "teacher_update_rate": 0.3},
         {"teacher_model_kind": "snapshot", "teacher_sync_steps": 3},
@@ -107,6 +143,12 @@ def test_refused(tmp_path, settings, message):
 )
 def test_accepted(tmp_path, settings):
     check(tmp_path, **settings)
+
+
+def test_another_context_than_the_published_one_is_used_and_named(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(tmp_path, recipe="rosd", context="reference_solution")
+    assert "with reference_solution it trains on what that gives" in caplog.text
 
 
 def test_settings_of_the_importance_ratio_are_named_as_idle(tmp_path, caplog):
