@@ -21,6 +21,7 @@ CLIP_LOW, CLIP_HIGH = 0.2, 0.28
 TOPK = 100
 DASD_BETA = 0.2
 DASD_MIN_PROB = 1e-4
+DASD_GAP_CLIP = 5.0
 
 
 def chosen(logp_CV: Tensor, tok: Tokens) -> Tensor:
@@ -100,15 +101,19 @@ def _with_tail(logp_CK: Tensor) -> Tensor:
 
 
 def dasd(student_CV: Tensor, teacher_CV: Tensor | None, tok: Tokens) -> Tensor:
-    """DASD 2605.22263, full-vocabulary form: GRPO's surrogate + beta w D, where w in [-1, 1] falls
-    with the student's entropy; D = KL(T||S) where w > 0, min(JSD, log 2) elsewhere.
+    """DASD 2605.22263, full-vocabulary form: GRPO's surrogate + beta w sigmoid(|g| - 1) D, where w
+    in [-1, 1] falls with the student's entropy and g is the sampled token's gap in typical gaps;
+    D = KL(T||S) where w > 0, min(JSD, log 2) elsewhere.
     """
     assert teacher_CV is not None
     logp_C = chosen(student_CV, tok)
     w_C = torch.tanh((tok.tau - entropy(student_CV).detach()) / tok.sigma)
     least = math.log(DASD_MIN_PROB)
-    rare_C = (logp_C.detach() < least) | (chosen(teacher_CV, tok) < least)
+    teacher_C = chosen(teacher_CV, tok)
+    rare_C = (logp_C.detach() < least) | (teacher_C < least)
     w_C = w_C.masked_fill((w_C < 0) & rare_C, 0.0)
+    gap_C = (teacher_C - logp_C.detach()) / tok.gap_scale
+    w_C = w_C * torch.sigmoid(gap_C.abs().clamp(max=DASD_GAP_CLIP) - 1.0)
     push_C = even_jsd(student_CV, teacher_CV).clamp(max=math.log(2.0))
     signal_C = torch.where(w_C > 0, kl(teacher_CV, student_CV), push_C)
     return clipped_surrogate(logp_C, tok) + DASD_BETA * w_C * signal_C

@@ -89,6 +89,12 @@ class Problem:
             teacher_VD = weight_VD
         targets_T = torch.randint(shape.vocab, (count,), generator=generator, device=setting.device)
         tokens = _tokens(hidden_TD, weight_VD, targets_T, normal)
+        if teacher_TD is not None and teacher_VD is not None:
+            # What a gap is measured in: its mean size, as a trainer takes it from a sequence.
+            own_T, _ = _chosen_and_entropy(hidden_TD, weight_VD, targets_T)
+            teacher_T, _ = _chosen_and_entropy(teacher_TD, teacher_VD, targets_T)
+            scale = (teacher_T - own_T).abs().mean() + 1e-6
+            tokens = replace(tokens, gap_scale=scale.expand(count).contiguous())
         problem = cls(setting, hidden_TD, weight_VD, teacher_TD, teacher_VD, tokens)
         problem._make_leaves()
         return problem
@@ -223,12 +229,7 @@ def _tokens(
 ) -> Tokens:
     """Inputs of the losses, as a batch of rollouts would bring them."""
     count = targets_T.shape[0]
-    logps, entropies = [], []
-    for lo, hi in _ranges(count, CHUNK_TOKENS):
-        logp_CV = (hidden_TD[lo:hi] @ weight_VD.t()).float().log_softmax(-1)
-        logps.append(logp_CV.gather(-1, targets_T[lo:hi, None]).squeeze(-1))
-        entropies.append(entropy(logp_CV))
-    logp_T, entropy_T = torch.cat(logps), torch.cat(entropies)
+    logp_T, entropy_T = _chosen_and_entropy(hidden_TD, weight_VD, targets_T)
     # A threshold between the entropies, so that the gate pulls on most tokens and pushes on some.
     tau = entropy_T.kthvalue(max(1, int(0.8 * count))).values
     sigma = (entropy_T - entropy_T.mean()).abs().mean() + 1e-6
@@ -241,7 +242,21 @@ def _tokens(
         old_logp=(logp_T + 0.3 * normal(count)).clamp(max=0.0),
         tau=tau.expand(count).contiguous(),
         sigma=sigma.expand(count).contiguous(),
+        gap_scale=torch.ones_like(logp_T),
     )
+
+
+@torch.no_grad()
+def _chosen_and_entropy(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of the sampled ids and entropy `[T]`, some tokens at a time."""
+    logps, entropies = [], []
+    for lo, hi in _ranges(targets_T.shape[0], CHUNK_TOKENS):
+        logp_CV = (hidden_TD[lo:hi] @ weight_VD.t()).float().log_softmax(-1)
+        logps.append(logp_CV.gather(-1, targets_T[lo:hi, None]).squeeze(-1))
+        entropies.append(entropy(logp_CV))
+    return torch.cat(logps), torch.cat(entropies)
 
 
 def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:

@@ -17,6 +17,7 @@ class Tokens:
         adv: verifier's advantage, one value a sequence repeated over its tokens.
         old_logp: log-prob under the policy that sampled, nats: the current one give or take 0.3.
         tau, sigma: threshold and scale of the entropy gate, nats.
+        gap_scale: typical size of log T(y) - log S(y), nats; 1 without a teacher.
     """
 
     targets: Tensor
@@ -26,6 +27,7 @@ class Tokens:
     old_logp: Tensor
     tau: Tensor
     sigma: Tensor
+    gap_scale: Tensor
 
     def rows(self, lo: int, hi: int) -> Tokens:
         """Tokens lo..hi."""

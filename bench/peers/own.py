@@ -12,7 +12,15 @@ from torch import Tensor
 import sdkernels as sd
 from sdkernels import recipes
 
-from ..formulas import CLIP_HIGH, CLIP_LOW, DASD_BETA, DASD_MIN_PROB, TOPK, clipped_surrogate
+from ..formulas import (
+    CLIP_HIGH,
+    CLIP_LOW,
+    DASD_BETA,
+    DASD_GAP_CLIP,
+    DASD_MIN_PROB,
+    TOPK,
+    clipped_surrogate,
+)
 from ..peer import Call, Peer, can_compile, first_of, on_cpu
 from ..problem import Problem
 
@@ -136,6 +144,7 @@ def _losses(**engine: Any) -> dict[str, Call]:
             engine=engine,
             form="full_vocab",
             beta=DASD_BETA,
+            gap_clip=DASD_GAP_CLIP,
             push_min_prob=DASD_MIN_PROB,
             **_CLIPS,
         ),

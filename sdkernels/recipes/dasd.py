@@ -35,15 +35,25 @@ def _settings() -> dict[str, Setting]:
         ),
         "direction": choice(
             "gate",
-            ("gate", "pull", "push"),
-            "gate: the entropy gate decides; pull, push: all tokens alike (the token analysis)",
+            ("gate", "pull_low", "push_high", "pull", "push"),
+            "gate: the entropy gate decides; pull_low, push_high: only what it pulls, only what it "
+            "pushes; pull, push: all tokens alike (the token analysis)",
+        ),
+        "reliability": flag(
+            True,
+            "factor sigmoid(|gap| - 1) of w, gap of the sampled token, normalised; the source has "
+            "it in the advantage form and is silent on the others, where True is our reading",
         ),
         "beta": number(
             0.2, "weight of the distillation signal (unpublished; sweep .1 to .5)", low=0.0
         ),
         "verifier_weight": number(1.0, "weight of the verifier's advantage; 0: none", low=0.0),
         "gap_clip": number(
-            5.0, "bound of the normalised gap, typical gaps", above=0.0, when=("form", GAP_FORMS)
+            5.0,
+            "bound of the normalised gap, typical gaps",
+            above=0.0,
+            when=("form", GAP_FORMS),
+            or_when=("reliability", (True,)),
         ),
         "alpha": mixture_setting(0.0, "pull divergence", when=("form", ("full_vocab",))),
         "push_cap": number(
@@ -74,13 +84,15 @@ def _settings() -> dict[str, Setting]:
     "dasd",
     summary="verifier advantage plus a gap signal that an entropy gate turns into pull or push",
     source="DASD 2605.22263; no public code. Formula from a secondary note; beta, gap "
-    "normalisation, guards and the forms over the vocabulary are our reading",
+    "normalisation, guards and the forms over the vocabulary, among them that these share the "
+    "factor sigmoid(|gap| - 1) of the advantage form, are our reading",
     settings=_settings(),
 )
 def dasd(
     *,
     form: str,
     direction: str,
+    reliability: bool,
     beta: float,
     verifier_weight: float,
     gap_clip: float | None,
@@ -92,29 +104,38 @@ def dasd(
     push_ceiling: float | None,
     **clip: Any,
 ) -> Body:
-    """A policy gradient through GRPO's clipped surrogate; w in [-1, 1] is the gate's direction.
+    """A policy gradient through GRPO's clipped surrogate; d in [-1, 1] is the gate's direction.
 
-    Advantage form, with g = clip(gap / gap_scale, +-gap_clip), so that the teacher moves the
-    advantage by at most beta gap_clip:
+    All forms share omega, a constant, with g = clip(gap / gap_scale, +-gap_clip) of the sampled
+    token; without `reliability` omega is d:
 
-        A = verifier_weight adv + beta w sigmoid(|g| - 1) g
+        omega = d sigmoid(|g| - 1)
+
+    In the advantage form the teacher moves the advantage by at most beta gap_clip:
+
+        A = verifier_weight adv + beta omega g
 
     The other forms have A = verifier_weight adv and add to the surrogate
 
-        beta w D(S, T)                         full_vocab, w > 0
-        beta w min(JSD(S, T), push_cap)        full_vocab, elsewhere
-        -beta w sum_v [S(v) g(v)] log S(v)     logit_level, [] a constant, v of the student's top-k
-                                               and one bucket for the rest
+        beta omega D(S, T)                         full_vocab, omega > 0
+        beta omega min(JSD(S, T), push_cap)        full_vocab, elsewhere
+        -beta omega sum_v [S(v) g(v)] log S(v)     logit_level, [] a constant, v of the student's
+                                                   top-k and one bucket for the rest
 
-    w comes from `tok.tau` and `tok.sigma` where given, else from the `gate=` of `token_loss`; with
-    `direction` "pull" and "push" it is 1 and -1. It is 0 where the teacher saw no context.
+    d comes from `tok.tau` and `tok.sigma` where given, else from the `gate=` of `token_loss`; with
+    `direction` "pull" and "push" it is 1 and -1, with "pull_low" and "push_high" its positive and
+    its negative part. It is 0 where the teacher saw no context.
     """
+    gated = direction in ("gate", "pull_low", "push_high")
+    lowest = 0.0 if direction == "pull_low" else -1.0
+    highest = 0.0 if direction == "push_high" else 1.0
     min_logp = math.log(push_min_prob) if push_min_prob > 0 else -math.inf
 
     def wanted_direction(s: Any, tok: Any) -> Tensor:
-        if direction != "gate":
+        if not gated:
             return torch.full_like(s.logp, 1.0 if direction == "pull" else -1.0).detach()
-        return tanh_direction(s.entropy, tok.tau, tok.sigma) if hasattr(tok, "tau") else s.direction
+        d = tanh_direction(s.entropy, tok.tau, tok.sigma) if hasattr(tok, "tau") else s.direction
+        return d.clamp(min=lowest, max=highest)
 
     def guarded_direction(s: Any, tok: Any) -> Tensor:
         w = wanted_direction(s, tok)
@@ -130,12 +151,15 @@ def dasd(
         assert gap_clip is not None
         return (gap / scale).clamp(-gap_clip, gap_clip)
 
-    def over_vocabulary(s: Any, tok: Any, w: Tensor) -> Tensor:
+    def sampled(s: Any, tok: Any) -> Tensor:
+        return normalised(sampled_gap(s, s.logp), tok.gap_scale)
+
+    def over_vocabulary(s: Any, tok: Any, omega: Tensor) -> Tensor:
         """What the forms over the vocabulary add to the surrogate, before beta."""
         if form == "full_vocab":
             assert alpha is not None
-            moved = torch.where(w > 0, divergence(s, alpha), s.jsd.clamp(max=push_cap))
-            return w * moved
+            moved = torch.where(omega > 0, divergence(s, alpha), s.jsd.clamp(max=push_cap))
+            return omega * moved
         student = topk_lists.buckets(s.topk_logp, tail=True)
         teacher = topk_lists.buckets(s.teacher_topk_logp, tail=True)
         limit = LOG_RATIO_LIMIT_NATS
@@ -143,21 +167,22 @@ def dasd(
         mass = student.detach().exp() * normalised(gap, tok.gap_scale.unsqueeze(-1))
         # A banned id has mass 0 and log-prob -inf.
         terms = torch.where(mass == 0, 0.0, mass * student.clamp(min=-1e4))
-        return -w * terms.sum(-1)
+        return -omega * terms.sum(-1)
 
     def per_token(s: Any, tok: Any) -> Tensor:
-        w = guarded_direction(s, tok)
-        adv = verifier_weight * tok.adv if verifier_weight else torch.zeros_like(w)
+        omega = guarded_direction(s, tok)
+        if reliability:
+            omega = omega * torch.sigmoid(sampled(s, tok).abs() - 1.0)
+        adv = verifier_weight * tok.adv if verifier_weight else torch.zeros_like(omega)
         if form == "advantage":
-            g = normalised(sampled_gap(s, s.logp), tok.gap_scale)
-            adv = adv + beta * w * torch.sigmoid(g.abs() - 1.0) * g
+            adv = adv + beta * omega * sampled(s, tok)
         loss = policy_loss(s, tok, adv, **clip)
-        return loss if form == "advantage" else loss + beta * over_vocabulary(s, tok, w)
+        return loss if form == "advantage" else loss + beta * over_vocabulary(s, tok, omega)
 
-    inputs = {"gap_scale"} if form in GAP_FORMS else set()
+    inputs = {"gap_scale"} if reliability or form in GAP_FORMS else set()
     inputs |= {"adv"} if verifier_weight or not push_all_fail else set()
     inputs |= {"success"} if not push_all_fail else set()
-    needs = {"teacher", "old_logp"} | ({"gate"} if direction == "gate" else set())
+    needs = {"teacher", "old_logp"} | ({"gate"} if gated else set())
     # The push needs a JSD even where the pull is one of the KLs.
     engine: dict[str, Any] = {"topk": topk, "topk_of": "student"} if topk is not None else {}
     if alpha is not None:
@@ -171,7 +196,7 @@ def dasd(
             {"old_logp", "signal"} | ({"strength"} if push_ceiling is not None else set())
         ),
         anchored=verifier_weight > 0,
-        gates=("direction_adaptive", "entropy_sign") if direction == "gate" else (),
+        gates=("direction_adaptive", "entropy_sign") if gated else (),
         direction=guarded_direction,
         entropy_ceiling=push_ceiling,
     )

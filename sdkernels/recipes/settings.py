@@ -41,6 +41,7 @@ class Setting:
         convert: applied to an accepted value.
         when: the other setting, and the values of it, under which this one has an effect, such as
             `("support", ("student_topk",))`.
+        or_when: a second condition of that kind; either is enough.
         otherwise: its value where it has no effect. A caller who asks for another one is told so
             instead of being ignored.
     """
@@ -51,6 +52,7 @@ class Setting:
     accepted: str
     convert: Callable[[Any], Any] = lambda value: value
     when: When | None = None
+    or_when: When | None = None
     otherwise: Any = None
 
     def check(self, recipe: str, name: str, value: Any) -> Any:
@@ -70,6 +72,7 @@ def number(
     above: float | None = None,
     optional: bool = False,
     when: When | None = None,
+    or_when: When | None = None,
     otherwise: float | None = None,
 ) -> Setting:
     """A finite number in [low, high], or strictly above `above`; `optional`: or None (off)."""
@@ -89,6 +92,7 @@ def number(
         accepted=_range_words(low, high, above) + (", or None for off" if optional else ""),
         convert=lambda value: None if value is None else float(value),
         when=when,
+        or_when=or_when,
         otherwise=otherwise,
     )
 
@@ -145,23 +149,24 @@ def resolve(
         for name, setting in settings.items()
     }
     for name, setting in settings.items():
-        if setting.when is None:
-            continue
-        other, values = setting.when
-        if config[other] in values:
+        ways = [way for way in (setting.when, setting.or_when) if way is not None]
+        if not ways or any(config[other] in values for other, values in ways):
             continue
         if name in given and config[name] != setting.otherwise:
-            words = (
-                f"{other} > {values.low:g}"
-                if isinstance(values, Above)
-                else " or ".join(f"{other}={value!r}" for value in values)
-            )
+            found = " and ".join(f"{other}={config[other]!r}" for other, _ in ways)
+            wanted = " or ".join(_condition_words(*way) for way in ways)
             raise ValueError(
-                f"recipe {recipe!r}: {name}={config[name]!r} has no effect with "
-                f"{other}={config[other]!r}; leave it out, or use it with {words}"
+                f"recipe {recipe!r}: {name}={config[name]!r} has no effect with {found}; leave it "
+                f"out, or use it with {wanted}"
             )
         config[name] = setting.otherwise
     return config
+
+
+def _condition_words(other: str, values: tuple[Any, ...] | Above) -> str:
+    if isinstance(values, Above):
+        return f"{other} > {values.low:g}"
+    return " or ".join(f"{other}={value!r}" for value in values)
 
 
 def unknown(kind: str, name: object, known: Collection[str]) -> str:

@@ -37,11 +37,17 @@ def gap(world: World) -> Tensor:
     return (world.at_y(world.teacher_logp()) - world.at_y(world.student_logp())).detach()
 
 
-def advantage(world: World, beta: float = 0.2, clip: float = 5.0, w: Any = None) -> Tensor:
-    """A_G + beta w sigmoid(|g| - 1) g."""
-    w = direction(world) if w is None else w
+def reliability(world: World, clip: float = 5.0) -> Tensor:
+    """sigmoid(|g| - 1) with g the sampled token's gap, normalised and clipped."""
     g = (gap(world) / world.tokens["gap_scale"]).clamp(-clip, clip)
-    return world.tokens["adv"] + beta * w * (1 / (1 + (1 - g.abs()).exp())) * g
+    return 1 / (1 + (1 - g.abs()).exp())
+
+
+def advantage(world: World, beta: float = 0.2, clip: float = 5.0, factor: Any = None) -> Tensor:
+    """A_G + beta w sigmoid(|g| - 1) g."""
+    factor = reliability(world, clip) if factor is None else factor
+    g = (gap(world) / world.tokens["gap_scale"]).clamp(-clip, clip)
+    return world.tokens["adv"] + beta * direction(world) * factor * g
 
 
 def advantage_form(world: World, **cfg: Any) -> Tensor:
@@ -58,6 +64,11 @@ def test_advantage_form() -> None:
 def test_its_weights_are_settings() -> None:
     recipe = recipes.get("dasd", beta=0.5, gap_clip=1.5, **DASD)
     check(recipe, lambda w: advantage_form(w, beta=0.5, clip=1.5), make_world())
+
+
+def test_the_reliability_factor_can_be_left_out() -> None:
+    recipe = recipes.get("dasd", reliability=False, **DASD)
+    check(recipe, lambda w: advantage_form(w, factor=1.0), make_world())
 
 
 @pytest.mark.parametrize("verifier_weight", [0.0, 0.5])
@@ -101,18 +112,24 @@ def jsd(log_s: Tensor, log_t: Tensor, alpha: float) -> Tensor:
 
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("cap", [math.log(2.0), 0.2])
-def test_full_vocabulary_form(alpha: float, cap: float) -> None:
-    """w D(S, T) where it pulls, w min(JSD, cap) where it pushes, next to the verifier's GRPO."""
+@pytest.mark.parametrize("reliable", [True, False])
+def test_full_vocabulary_form(alpha: float, cap: float, reliable: bool) -> None:
+    """omega D(S, T) where it pulls, omega min(JSD, cap) where it pushes, next to GRPO; omega is
+    tanh sigmoid(|g| - 1), or the tanh alone.
+    """
 
     def formula(world: World) -> Tensor:
         log_s, log_t = world.student_logp(), world.teacher_logp()
-        w = direction(world)
+        w = direction(world) * (reliability(world, clip=1.5) if reliable else 1.0)
         attract = w.clamp(min=0) * pull(log_s, log_t, alpha)
         even = alpha if 0 < alpha < 1 else 0.5
         repel = w.clamp(max=0) * jsd(log_s, log_t, even).clamp(max=cap)
         return surrogate(world) + 0.4 * (attract + repel)
 
-    recipe = recipes.get("dasd", form="full_vocab", beta=0.4, alpha=alpha, push_cap=cap, **DASD)
+    cfg = {"gap_clip": 1.5} if reliable else {"reliability": False}
+    recipe = recipes.get(
+        "dasd", form="full_vocab", beta=0.4, alpha=alpha, push_cap=cap, **DASD, **cfg
+    )
     check(recipe, formula, make_world())
 
 
@@ -182,7 +199,7 @@ def test_a_push_never_gains_more_than_log_2(alpha: float) -> None:
         "dasd", form="full_vocab", beta=1.0, verifier_weight=0.0, alpha=alpha, **DASD
     )
     for student_p in (0.5, 1e-3, 1e-9, 1e-30):
-        world = two_way_world(student_p, 1 - 1e-12, tau=0.0, sigma=1e-9)
+        world = two_way_world(student_p, 1 - 1e-12, tau=0.0, sigma=1e-9, gap_scale=1.0)
         assert run_plain(recipe, world)[0].item() >= -math.log(2.0)
 
 
@@ -222,16 +239,22 @@ def test_what_it_needs() -> None:
     assert dasd.engine == {}
     distilled = recipes.get("dasd", form="full_vocab", verifier_weight=0)
     assert distilled.needs == {"teacher", "old_logp", "gate"}
-    assert distilled.inputs == {"weight"}
+    assert distilled.inputs == {"weight", "gap_scale"}
     assert distilled.engine == {"jsd_beta": 0.5}
+    bare = recipes.get("dasd", form="full_vocab", verifier_weight=0, reliability=False)
+    assert bare.inputs == {"weight"}
     assert recipes.get("dasd", form="full_vocab", alpha=0.3).engine == {"jsd_beta": 0.3}
 
 
 def test_settings_of_the_other_form_are_refused() -> None:
     with pytest.raises(ValueError, match=r"push_cap=0.1 has no effect with form='advantage'"):
         recipes.get("dasd", push_cap=0.1)
-    with pytest.raises(ValueError, match=r"gap_clip=2.0 has no effect with form='full_vocab'"):
-        recipes.get("dasd", form="full_vocab", gap_clip=2.0)
+    with pytest.raises(
+        ValueError,
+        match=r"gap_clip=2.0 has no effect with form='full_vocab' and reliability=False; leave it "
+        r"out, or use it with form='advantage' or form='logit_level' or reliability=True",
+    ):
+        recipes.get("dasd", form="full_vocab", gap_clip=2.0, reliability=False)
 
 
 def test_gate_missing() -> None:
@@ -276,13 +299,38 @@ def logit_level(world: World, k: int) -> Tensor:
     return -(s.detach() * g * s.log()).sum(-1)
 
 
-@pytest.mark.parametrize("k", [4, 22])
-def test_the_logit_level_form(k: int) -> None:
+@pytest.mark.parametrize("half", ["pull_low", "push_high"])
+def test_half_of_the_gate(half: str) -> None:
+    """Only what the gate pulls, only what it pushes; the rest is GRPO."""
+    world = make_world()
+    low = direction(world) > 0
+    kept = low if half == "pull_low" else ~low
+
     def formula(world: World) -> Tensor:
-        return surrogate(world) + 0.3 * logit_level(world, k)
+        return surrogate(world.having(adv=torch.where(kept, advantage(world), world.tokens["adv"])))
+
+    assert 0 < int(kept.sum()) < 12
+    recipe = recipes.get("dasd", direction=half, **DASD)
+    check(recipe, formula, world)
+    assert recipe.gates == recipes.get("dasd").gates
+    assert "gate" in recipe.needs
+
+
+@pytest.mark.parametrize("k", [4, 22])
+@pytest.mark.parametrize("reliable", [True, False])
+def test_the_logit_level_form(k: int, reliable: bool) -> None:
+    def formula(world: World) -> Tensor:
+        factor = reliability(world, clip=2.0) if reliable else 1.0
+        return surrogate(world) + 0.3 * factor * logit_level(world, k)
 
     recipe = recipes.get(
-        "dasd", form="logit_level", topk=k, gap_clip=2.0, beta=0.3, direction="pull"
+        "dasd",
+        form="logit_level",
+        topk=k,
+        gap_clip=2.0,
+        beta=0.3,
+        direction="pull",
+        reliability=reliable,
     )
     check(recipe, formula, make_world())
     assert recipe.inputs == {"weight", "adv", "gap_scale"}
@@ -297,6 +345,7 @@ def test_unclipped_the_logit_level_form_pulls_as_kl_student_teacher_does() -> No
         gap_clip=50.0,
         beta=1.0,
         direction="pull",
+        reliability=False,
         verifier_weight=0,
     )
     world = two_way_world(0.3, 0.6, gap_scale=1.0)
