@@ -14,30 +14,6 @@ from sdkernels.report.text import DASH, count, escape, number
 _AXIS_ENDS = (0.02, 0.04, 0.08, 0.12, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
-def compare_accuracy(runs: Sequence[Run]) -> str:
-    """Return one sentence on whether accuracy moved by more than its uncertainty, or nothing."""
-    known = apart = 0
-    for run in runs:
-        before, after = (accuracy_of(run, when)[1] for when in ("before", "after"))
-        if before and after:
-            known += 1
-            apart += before[1] < after[0] or after[1] < before[0]
-    if not known:
-        return ""
-    if apart:
-        return (
-            f"In {apart} of {count(known, 'condition')} the accuracy intervals before and after "
-            "training do not overlap."
-        )
-    every = "In every condition the" if known > 1 else "The"
-    if known < len(runs):
-        every = f"In the {count(known, 'condition')} evaluated both times the"
-    return (
-        f"{every} accuracy intervals before and after training overlap, so no change in accuracy "
-        "can be claimed."
-    )
-
-
 def accuracy(runs: Sequence[Run]) -> str:
     """Return accuracy before and after training, one row per condition, on one axis from 0."""
     known = [accuracy_of(run, when) for run in runs for when in ("before", "after")]

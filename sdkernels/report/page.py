@@ -182,7 +182,7 @@ def _reading(runs: Sequence[Run]) -> str:
             f"{number(most[0])} nats per token in the last step), least under {least[1].label} "
             f"({number(least[0])})."
         )
-    said.append(bars.compare_accuracy(runs))
+    said.append(paired.compare_accuracy(runs))
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said if sentence)
     return f'<ul class="reading">{items}</ul>' if items else ""
 

@@ -11,7 +11,7 @@ from typing import Any
 from sdkernels.report.fields import Cell, Head, as_number
 from sdkernels.report.load import Run
 from sdkernels.report.tables import table
-from sdkernels.report.text import DASH, number, typographic
+from sdkernels.report.text import DASH, count, number, typographic
 from sdkernels.train.statistics import paired_difference
 
 
@@ -24,11 +24,44 @@ class Quantity:
     scale: float
 
 
+_TOLD = 4  # changes that one sentence can hold
 QUANTITIES = (
     Quantity("accuracy", "Accuracy, points", 100.0),
     Quantity("completion_length", "Length, tokens", 1.0),
     Quantity("marker_count", "Markers per response", 1.0),
 )
+
+
+def compare_accuracy(runs: Sequence[Run]) -> str:
+    """Return one sentence on whether training changed accuracy, or nothing where no run was
+    evaluated both times on the same problems.
+
+    It follows from the cells that `section` shows. Whether the intervals of the two accuracies
+    overlap is another question: the problems are the same, and their difficulty is in both.
+    """
+    cells = [(run, _cell(run.problems, "before", run.problems, QUANTITIES[0])) for run in runs]
+    known = [(run, cell) for run, cell in cells if cell.state != "missing"]
+    apart = [(run, cell) for run, cell in known if cell.state == "apart"]
+    if not known:
+        return ""
+    evaluated = count(len(known), "condition")
+    if len(known) < len(runs):
+        evaluated += " evaluated both times"
+    if not apart:
+        return (
+            f"No paired 95 % interval of a change in accuracy leaves out 0 ({evaluated}), so no "
+            "change in accuracy can be claimed."
+        )
+    told = [
+        f"{run.label} {typographic(cell.shown)} points ({cell.extra})"
+        for run, cell in apart[:_TOLD]
+    ]
+    if len(apart) > _TOLD:
+        told.append(f"and {len(apart) - _TOLD} more")
+    return (
+        f"Accuracy changed in {len(apart)} of {evaluated}, by the paired 95 % intervals that leave "
+        f"out 0: {'; '.join(told)}."
+    )
 
 
 def section(runs: Sequence[Run]) -> str:

@@ -1,7 +1,5 @@
 from pathlib import Path
 
-import pytest
-
 from sdkernels.report import bars
 from sdkernels.report.load import Run
 
@@ -13,25 +11,6 @@ def run_with(before: dict | None = None, after: dict | None = None, **seconds: f
 
 def accuracy(value: float, low: float, high: float) -> dict:
     return {"accuracy": value, "accuracy_ci": [low, high], "n": 8, "k": 4}
-
-
-def test_overlapping_intervals_claim_nothing() -> None:
-    run = run_with(accuracy(0.3, 0.2, 0.4), accuracy(0.35, 0.25, 0.45))
-    assert "no change in accuracy can be claimed" in bars.compare_accuracy([run])
-    assert bars.compare_accuracy([run, run]).startswith("In every condition")
-    some = bars.compare_accuracy([run, run_with(accuracy(0.3, 0.2, 0.4))])
-    assert some.startswith("In the 1 condition evaluated both times")
-
-
-@pytest.mark.parametrize("after", [accuracy(0.6, 0.5, 0.7), accuracy(0.05, 0.0, 0.1)])
-def test_separate_intervals_are_counted_in_both_directions(after: dict) -> None:
-    same = run_with(accuracy(0.3, 0.2, 0.4), accuracy(0.3, 0.2, 0.4))
-    apart = run_with(accuracy(0.3, 0.2, 0.4), after)
-    assert bars.compare_accuracy([same, apart]).startswith("In 1 of 2 conditions")
-
-
-def test_without_intervals_nothing_is_said() -> None:
-    assert bars.compare_accuracy([run_with()]) == ""
 
 
 def test_accuracy_rows_are_placed_on_a_round_axis() -> None:

@@ -85,3 +85,49 @@ def test_what_older_evaluations_lack_is_said(tmp_path: Any) -> None:
 def test_without_evaluations_there_is_no_table(tmp_path: Any) -> None:
     body = paired.section([run(tmp_path, "a", [], []), run(tmp_path, "b", [], [])])
     assert "nothing can be paired" in body
+
+
+def change(tmp_path: Any, name: str, by: list[float], half_width: float = 0.2) -> Run:
+    """A run whose scores change by these numbers; the two marginal intervals are wide."""
+    before = [0.5, 0.2, 0.8, 0.4, 0.6, 0.3]
+    after = [a + b for a, b in zip(before, by, strict=True)]
+    found = run(tmp_path, name, entries(before), entries(after))
+    for when, scores in (("before", before), ("after", after)):
+        mean = sum(scores) / 6
+        bounds = [mean - half_width, mean + half_width]
+        found.summary[when] = {"accuracy": mean, "accuracy_ci": bounds}
+    return found
+
+
+def test_the_headline_follows_the_paired_interval_where_the_two_intervals_overlap(
+    tmp_path: Any,
+) -> None:
+    fell = change(tmp_path, "fell", [-0.1, -0.2, -0.1, -0.2, -0.1, -0.2])
+    same = change(tmp_path, "same", [0.1, -0.1, 0.1, -0.1, 0.1, -0.1])
+    said = paired.compare_accuracy([same, fell])
+    (_, (fell_cell, *_)) = paired.columns([same, fell])[1]
+    assert fell_cell.state == "apart"
+    assert said.startswith("Accuracy changed in 1 of 2 conditions")
+    assert f"fell \N{MINUS SIGN}15.0 points ({fell_cell.extra})" in said
+
+
+def test_the_headline_claims_nothing_where_the_two_intervals_are_apart_but_the_paired_holds_0(
+    tmp_path: Any,
+) -> None:
+    mixed = change(tmp_path, "mixed", [0.5, -0.1, -0.1, 0.5, -0.1, -0.1], half_width=0.01)
+    said = paired.compare_accuracy([mixed, mixed])
+    assert said.startswith("No paired 95 % interval")
+    assert said.endswith("(2 conditions), so no change in accuracy can be claimed.")
+    without = run(tmp_path, "x", [], [])
+    assert "(1 condition evaluated both times)" in paired.compare_accuracy([mixed, without])
+
+
+def test_the_headline_names_a_few_and_counts_the_rest(tmp_path: Any) -> None:
+    runs = [change(tmp_path, f"r{at}", [0.1, 0.2] * 3) for at in range(6)]
+    said = paired.compare_accuracy(runs)
+    assert "in 6 of 6 conditions" in said
+    assert said.endswith("; and 2 more.")
+
+
+def test_without_pairs_there_is_no_headline(tmp_path: Any) -> None:
+    assert paired.compare_accuracy([run(tmp_path, "x", [], [])]) == ""
