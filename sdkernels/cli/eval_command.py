@@ -145,7 +145,7 @@ def _run_alone(
     sampling: Any,
     about: dict[str, Any],
 ) -> None:
-    from sdkernels.train.evaluation import compare, evaluate, headline, save_result
+    from sdkernels.train.evaluation import compare, evaluate, save_result
 
     result = about | evaluate(
         model,
@@ -157,7 +157,7 @@ def _run_alone(
         batch_size=options.batch_size,
         template_kwargs=options.chat_template_kwargs,
     )
-    print(record({key: _shown(value) for key, value in headline(result).items()}))
+    print(record({key: _shown(value) for key, value in _named(result).items()}))
     if earlier is not None:
         print("\nchange since the earlier result (paired)")
         print(record({key: _shown(value) for key, value in compare(earlier, result).items()}))
@@ -202,6 +202,21 @@ def _run_contexts(
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         print(f"\nfull result: {save(options.out, result)}")
+
+
+def _named(result: dict[str, Any]) -> dict[str, Any]:
+    """The headline of a result, scores under the names that papers use."""
+    from sdkernels.train.evaluation import at_k, headline
+
+    named: dict[str, Any] = {}
+    for key, value in headline(result).items():
+        if key == "accuracy":
+            named |= at_k(result)
+        elif key == "accuracy_ci":
+            named[f"Avg@{result['k']}, 95 % interval"] = value
+        elif key not in ("pass_at", "maj_at_k"):
+            named[key] = value
+    return named
 
 
 def _shown(value: Any) -> Any:

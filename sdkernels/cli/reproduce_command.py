@@ -101,23 +101,33 @@ def _settings(experiment: Any, scale: str, out: Path, changes: dict[str, Any]) -
 
 
 def _ours(summary: dict[str, Any]) -> str:
-    rows = [("ours", "before", "after")]
+    from sdkernels.report.fields import lookup
+    from sdkernels.train.evaluation import at_k
+
     before, after = summary["before"] or {}, summary["after"] or {}
-    problems = f"{after.get('n')} problems x {after.get('k')} samples" if after else ""
-    for key, label in (
-        ("accuracy", f"accuracy ({problems})"),
-        ("completion_length", "response length (tokens)"),
-        ("markers_per_1k", "epistemic markers per 1000 tokens"),
-        ("entropy", "entropy (nats)"),
+    problems = f" ({after.get('n')} problems x {after.get('k')} samples)" if after else ""
+    rows = [(f"ours{problems}", "before", "after")]
+    percents = [{name: 100 * x for name, x in at_k(side).items()} for side in (before, after)]
+    ks = {str(side.get("k")) for side in (before, after)}
+    for name in dict.fromkeys((*percents[0], *percents[1])):
+        # Pass@ of fewer answers than were sampled has no counterpart in a paper.
+        if name.partition("@")[2] in ks:
+            first, last = (_number(side.get(name)) for side in percents)
+            rows.append((f"{name} (%)", first, last))
+    for path, label in (
+        (("completion_length",), "response length (tokens)"),
+        (("markers_published", "per_response"), "E(y) (markers per response, as published)"),
+        (("markers_per_1k",), "epistemic markers per 1000 tokens (whole words)"),
+        (("entropy",), "entropy (nats)"),
     ):
-        rows.append((label, _number(before.get(key)), _number(after.get(key))))
-    last = summary["last"] or {}
+        rows.append((label, _number(lookup(before, *path)), _number(lookup(after, *path))))
+    last_step = summary["last"] or {}
     for key, label in (
         ("gap", "teacher - student log-prob, last step (nats)"),
         ("signal_share", "share of rows with a context, last step"),
     ):
-        if last.get(key) is not None:
-            rows.append((label, "", _number(last[key])))
+        if last_step.get(key) is not None:
+            rows.append((label, "", _number(last_step[key])))
     return _table(rows)
 
 

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 from sdkernels.report import (
+    at_k,
     bars,
     colours,
     curves,
@@ -51,7 +52,7 @@ def render(study: Study) -> str:
             "reading": _reading(runs),
             "conditions": tables.conditions(runs),
             "curves": curves.section(runs),
-            "accuracy": bars.accuracy(runs),
+            "accuracy": bars.accuracy(runs) + at_k.section(runs),
             "paired": paired.section(runs),
             "teacher": teacher.section(study.teacher),
             "verdicts": splits.by_verdict(runs),

@@ -24,6 +24,7 @@ class Quantity:
     scale: float
 
 
+NO_DIFFERENCE = "no problem differs"
 _TOLD = 4  # changes that one sentence can hold
 QUANTITIES = (
     Quantity("accuracy", "Accuracy, points", 100.0),
@@ -113,7 +114,7 @@ def _cell(
     low, high = (quantity.scale * bound for bound in found["interval"])
     difference = quantity.scale * found["difference"]
     if not found["better"] and not found["worse"]:
-        return Cell("0", extra="no problem differs")
+        return Cell("0", extra=NO_DIFFERENCE)
     if found["n"] == 1:
         return Cell(_signed(difference), extra="1 problem")
     apart = "apart" if low > 0 or high < 0 else "value"

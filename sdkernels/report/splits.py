@@ -35,7 +35,7 @@ BY_KIND = tuple(
     for kind in ("math", "style", "other")
 )
 _RATES = (("per_response", "response"), ("per_1k_tokens", "1,000 tokens"), ("per_word", "word"))
-_COUNTS = (("markers", "Whole words"), ("markers_published", "As published"))
+_COUNTS = (("markers", "Whole words"), ("markers_published", "E(y) as published"))
 EVALUATED_MARKERS = tuple(
     Column(f"{said} {when} training", f"per {unit}", "", (when, key, rate), number)
     for when in ("before", "after")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sdkernels.report import at_k
 from sdkernels.report.fields import Cell, Column, as_number, interval, lookup, percent
 from sdkernels.report.load import Problems, read_object
+from sdkernels.report.paired import NO_DIFFERENCE
 from sdkernels.report.tables import rows_table
 from sdkernels.report.terminal import aligned
 from sdkernels.report.text import DASH, count, escape, number, one_line, typographic
@@ -17,8 +19,8 @@ HINT = "sdkernels eval --context reference_solution --out FOLDER"
 
 _DOUBT = "Epistemic markers"
 _ONE = "1 problem"
+_SCORE = Column("", "Score", "%", ("accuracy",), percent, interval=True)
 COLUMNS = (
-    Column("", "Score", "%", ("accuracy",), percent, interval=True),
     Column("", "Tokens", "per response", ("completion_length",), number),
     Column(_DOUBT, "as published", "per response", ("markers_published", "per_response"), number),
     Column(_DOUBT, "whole words", "per response", ("markers", "per_response"), number),
@@ -58,29 +60,41 @@ def section(result: Mapping[str, Any] | None) -> str:
         amount = as_number(result.get(key))
         if amount is not None and 0 < amount < 1e12:
             told.append(count(int(amount), noun) + tail)
-    cells = [_cells(entry) for entry in result["contexts"]]
+    columns = _columns(result)
+    cells = [_cells(entry, columns) for entry in result["contexts"]]
     heads = [f'<span class="name">{escape(name)}</span>' for name in names]
-    return rows_table("Context", heads, names, (*COLUMNS, _CHANGE), cells) + (
+    return rows_table("Context", heads, names, (*columns, _CHANGE), cells) + (
         f'<p class="foot">{escape(", ".join(told))}.</p>' if told else ""
     )
 
 
+def names(result: Mapping[str, Any] | None) -> list[str]:
+    """Return the names of the contexts in a result."""
+    entries = (result or {}).get("contexts", ())
+    return [name for entry in entries if isinstance(name := entry.get("context"), str)]
+
+
 def teacher_table(result: Mapping[str, Any]) -> str:
     """Return the result of `teacher_accuracy` as an aligned plain-text table."""
+    columns = _columns(result)
+    several = columns[1 : len(columns) - len(COLUMNS)]
     rows = []
     for entry in result["contexts"]:
-        score, tokens, published, words, per_1k, entropy, cut, answers, change = _cells(entry)
+        score, *others, change = _cells(entry, columns)
         low_high = Cell(score.extra.replace(DASH, "-") or "-")
-        shown = (score, low_high, change, tokens, published, words, per_1k, entropy, cut, answers)
+        shown = (score, low_high, change, *others)
         rows.append([cell.shown.replace(DASH, "-") for cell in shown])
-    columns = [(*head, *cells) for head, *cells in zip(_TERMINAL_HEADS, *rows, strict=True)]
-    return aligned("context", [_name(entry) for entry in result["contexts"]], columns)
+    heads = (
+        *(("score", "%"), ("95 %", "interval"), ("change", "points")),
+        *((column.title, "%") for column in several),
+        *_TERMINAL_HEADS,
+    )
+    shown_columns = [(*head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
+    return aligned("context", [_name(entry) for entry in result["contexts"]], shown_columns)
 
 
+# Those of COLUMNS.
 _TERMINAL_HEADS = (
-    ("score", "%"),
-    ("95 %", "interval"),
-    ("change", "points"),
     ("length", "tokens"),
     ("markers", "published"),
     ("markers", "words"),
@@ -92,8 +106,16 @@ _TERMINAL_HEADS = (
 _CHANGE = Column(" ", "Change", "points, paired", ("change",), number)
 
 
-def _cells(entry: Mapping[str, Any]) -> list[Cell]:
-    cells = [_cell(column, entry) for column in COLUMNS]
+def _columns(result: Mapping[str, Any]) -> tuple[Column, ...]:
+    """Return the columns but for the change; Pass@k and Maj@k of one answer are the score."""
+    k = as_number(result.get("k"))
+    if k is None or not 1 < k < 1e6:
+        return (_SCORE, *COLUMNS)
+    return (_SCORE, *at_k.columns("", int(k), group="", unit="%")[1:], *COLUMNS)
+
+
+def _cells(entry: Mapping[str, Any], columns: Sequence[Column]) -> list[Cell]:
+    cells = [_cell(column, entry) for column in columns]
     return [*cells, _change(entry)]
 
 
@@ -102,6 +124,8 @@ def _cell(column: Column, entry: Mapping[str, Any]) -> Cell:
     if cell.state == "missing":
         silent = as_number(entry.get("answers")) == 0
         why = "the context had nothing to say for any problem" if silent else "was not recorded"
+        if column.path[0] in ("pass_at", "maj_at_k") and as_number(entry.get("without_context")):
+            why = why if silent else "the context had nothing to say for some of the answers"
         return Cell(DASH, "missing", why)
     if column.interval and as_number(entry.get("n")) == 1:
         return Cell(cell.shown, extra=_ONE)  # it says little about any other
@@ -117,6 +141,8 @@ def _change(entry: Mapping[str, Any]) -> Cell:
         return Cell(DASH, "missing", why)
     if as_number(lookup(entry, "change", "n")) == 1:
         return Cell(number(100 * value, signed=True), extra=_ONE)
+    if lookup(entry, "change", "better") == lookup(entry, "change", "worse") == 0:
+        return Cell("0", extra=NO_DIFFERENCE)  # resampling equal numbers always gives 0
     low, high = (typographic(number(100 * bound, signed=True)) for bound in bounds)
     state = "apart" if bounds[0] > 0 or bounds[1] < 0 else "value"
     return Cell(number(100 * value, signed=True), state, extra=f"{low} to {high}")

@@ -89,7 +89,7 @@ def evaluate(
     groups = backend.generate(prompts, k, sampling, seed=derived_seed(seed, "evaluate"))
     verdicts = judge(examples, groups)
     result = score_answers(examples, groups, verdicts, seed=seed)
-    result |= {"k": k, **_group_scores(examples, verdicts, k), "entropy": None}
+    result |= {"k": k, **group_scores(examples, verdicts, k), "entropy": None}
     if with_entropy:
         result["entropy"] = mean_entropy(
             model, tokenizer, prompts, groups, temperature=sampling.temperature or 1.0
@@ -210,10 +210,21 @@ def score_answers(
     }
 
 
-def _group_scores(
+def at_k(result: dict[str, Any]) -> dict[str, float]:
+    """Avg@k, Pass@k and Maj@k of a result of `evaluate`, under the names that papers use; Pass@
+    also for the smaller numbers that the result holds.
+    """
+    k = result.get("k")
+    found = {f"Avg@{k}": result.get("accuracy")}
+    found |= {f"Pass@{size}": share for size, share in (result.get("pass_at") or {}).items()}
+    found[f"Maj@{k}"] = result.get("maj_at_k")
+    return {name: share for name, share in found.items() if k and share is not None}
+
+
+def group_scores(
     examples: Sequence[Example], verdicts: list[list[Verdict]], k: int
 ) -> dict[str, Any]:
-    """What needs k answers to the same problem."""
+    """What needs k answers to each problem: `pass_at`, `maj_at_k`, `distinct_answers`."""
     correct = [[verdict.correct for verdict in group] for group in verdicts]
     votes = [
         [vote_key(verdict.extracted, example) for verdict in group]

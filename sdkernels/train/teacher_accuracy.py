@@ -13,7 +13,7 @@ from typing import Any
 
 from sdkernels import contexts as registry
 from sdkernels.contexts import Context, Example, Rollout, Services, build_batch, validate
-from sdkernels.train.evaluation import judge, mean_entropy, score_answers
+from sdkernels.train.evaluation import group_scores, judge, mean_entropy, score_answers
 from sdkernels.train.prompts import PromptEncoder
 from sdkernels.train.records import write_json
 from sdkernels.train.rollout import (
@@ -64,6 +64,7 @@ def teacher_accuracy(
 
     Returns:
         `n`, `k` and `contexts`: one entry each, "none" first, with what `score_answers` says,
+        `pass_at`, `maj_at_k` and `distinct_answers` (where each problem has all k answers),
         `entropy` (nats), `answers`, `without_context` (attempts that the context had nothing for),
         and `change`: paired difference in accuracy to "none", None for "none" itself.
 
@@ -182,7 +183,11 @@ def _score(
     if not known:
         return {"n": 0, "accuracy": None, "per_example": [], **counts}
     asked, groups = [example for example, _ in known], [group for _, group in known]
-    return {**score_answers(asked, groups, judge(asked, groups), seed=seed), **counts}
+    verdicts = judge(asked, groups)
+    scores = score_answers(asked, groups, verdicts, seed=seed)
+    if all(len(group) == k for group in groups):
+        scores |= group_scores(asked, verdicts, k)
+    return {**scores, **counts}
 
 
 def _change(base: dict[str, Any], entry: dict[str, Any], *, seed: int) -> dict[str, Any] | None:

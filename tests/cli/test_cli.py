@@ -81,7 +81,9 @@ def test_reproduce_lists_studies_and_shows_one_beside_the_published(capsys):
 
 
 def test_reproduce_runs_and_prints_ours_with_a_caution(capsys, monkeypatch, tmp_path):
-    measured = {"accuracy": 0.25, "completion_length": 9.0, "n": 8, "k": 1}
+    measured = {"accuracy": 0.25, "completion_length": 9.0, "n": 8, "k": 12}
+    measured |= {"pass_at": {"1": 0.25, "8": 0.6, "12": 0.75}, "maj_at_k": 0.5}
+    measured |= {"markers_published": {"per_response": 3.8}, "markers_per_1k": 6.0}
     summary = {"before": measured, "after": measured, "last": {"gap": -0.5, "signal_share": None}}
     seen = []
 
@@ -99,7 +101,12 @@ def test_reproduce_runs_and_prints_ours_with_a_caution(capsys, monkeypatch, tmp_
     ]
     assert seen[0][1:] == ("smoke", tmp_path, {"max_steps": 1})
     words = " ".join(out.split())
-    assert "accuracy (8 problems x 1 samples) 0.25 0.25" in words
+    assert "ours (8 problems x 12 samples) before after" in words
+    # Under the names of the published table below it.
+    for name, shown in (("Avg", "25 25"), ("Pass", "75 75"), ("Maj", "50 50")):
+        assert f"{name}@12 (%) {shown}" in words
+    assert "Pass@8" not in words
+    assert "E(y) (markers per response, as published) 3.8 3.8" in words
     assert words.count("CAUTION: smoke scale") == 3
     assert "the embedded model stands in for the critic Qwen/QwQ-32B" in words
     assert out.strip().endswith(f"report: {tmp_path}/feedback-alignment/report.html")

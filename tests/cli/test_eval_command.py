@@ -36,6 +36,15 @@ def evaluate(monkeypatch, tmp_path, capsys):
 def test_alone_and_compared(evaluate, tmp_path):
     _, out, _ = evaluate("--out", str(tmp_path / "a.json"))
     assert "markers published" in out
+    rows = [line.split() for line in out.splitlines()]
+    assert {row[0] for row in rows if row and "@" in row[0]} == {
+        "Avg@2",
+        "Avg@2,",
+        "Pass@1",
+        "Pass@2",
+        "Maj@2",
+    }
+    assert "pass at" not in out
     assert json.loads((tmp_path / "a.json").read_text())["n"] == 2
     _, out, _ = evaluate("--compare", str(tmp_path / "a.json"))
     assert "change since the earlier result (paired)" in out
@@ -45,6 +54,7 @@ def test_under_contexts_into_a_study_folder(evaluate, tmp_path):
     contexts = ["reference_solution", "sibling_solution"]
     _, out, err = evaluate("--context", *contexts, "--out", str(tmp_path))
     assert [line.split()[0] for line in out.splitlines()[3:6]] == ["none", *contexts]
+    assert "Pass@2  Maj@2" in out
     assert "none: the question alone" in err
     found = json.loads((tmp_path / "teacher_accuracy.json").read_text())
     assert [entry["context"] for entry in found["contexts"]] == ["none", *contexts]

@@ -206,6 +206,7 @@ def teacher_accuracy() -> dict[str, Any]:
             "settings": {},
             "accuracy": score,
             "accuracy_ci": [score - 0.07, min(1.0, score + 0.06)],
+            **({} if silent else {"pass_at": {"4": min(1.0, 1.5 * score)}, "maj_at_k": score}),
             "completion_length": length,
             "truncated_share": 0.03,
             "markers": markers,
@@ -260,6 +261,8 @@ def make_run(
         "entropy": 0.86,
         "n": 32,
         "k": 4,
+        "pass_at": {"1": 0.297, "2": 0.45, "4": 0.625},
+        "maj_at_k": 0.344,
         "markers": {"per_response": 0.52, "per_1k_tokens": 6.1, "per_word": 0.011},
         "markers_published": {"per_response": 0.71, "per_1k_tokens": 8.3, "per_word": 0.015},
     }

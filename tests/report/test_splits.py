@@ -47,9 +47,12 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
 
 def test_markers_as_published_and_by_words(tmp_path: Path) -> None:
     body = splits.markers([load(tmp_path)])
-    assert 'data-label="As published before training: per response"><span>0.710</span>' in body
+    assert 'data-label="E(y) as published before training: per response"><span>0.710</span>' in body
     assert 'data-label="Whole words after training: per word"><span>0.011</span>' in body
-    assert 'data-label="As published in training rollouts: per response"><span>0.770</span>' in body
+    assert (
+        'data-label="E(y) as published in training rollouts: per response"><span>0.770</span>'
+        in body
+    )
 
 
 def test_a_run_without_evaluation_shows_its_rollouts_alone(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_the_table_of_the_page(tmp_path: Path) -> None:
 def test_a_context_with_nothing_to_say_has_dashes_not_zeros() -> None:
     body = teacher.section(teacher_accuracy())
     row = body.split('<span class="name">hint</span>')[1].split("</tr>")[0]
-    assert row.count('class="missing"') == 8
+    assert row.count('class="missing"') == 10
     assert "the context had nothing to say for any problem" in row
 
 
@@ -30,6 +30,27 @@ def test_one_problem_has_no_interval() -> None:
     body = teacher.section({"contexts": [entry]})
     assert body.count("<small>1 problem</small>") == 2
     assert 'class="apart"' not in body
+
+
+def test_where_no_problem_differs_there_is_no_interval_to_trust() -> None:
+    """docs/analysis.md promises it: resampling equal numbers always gives 0."""
+    change = {"difference": 0.0, "interval": [0.0, 0.0], "n": 2, "better": 0, "worse": 0}
+    entry = {"context": "regeneration", "n": 2, "accuracy": 0.5, "change": change}
+    body = teacher.section({"contexts": [entry]})
+    assert "<span>0<small>no problem differs</small>" in body
+    assert "0 to 0" not in body
+    change |= {"better": 1, "worse": 1, "interval": [-0.5, 0.5]}
+    assert "to +50.0" in teacher.section({"contexts": [entry]})
+
+
+def test_pass_and_majority_over_all_answers() -> None:
+    result = teacher_accuracy()
+    body = teacher.section(result)
+    row = body.split('<span class="name">reference_solution</span>')[1].split("</tr>")[0]
+    assert 'data-label="Pass@4, %"><span>100.0</span>' in row
+    assert 'data-label="Maj@4, %"><span>95.0</span>' in row
+    assert "nothing to say for some of the answers" in body
+    assert "Pass@" not in teacher.section(result | {"k": 1})
 
 
 def test_without_a_result_the_page_says_how_to_get_one(tmp_path: Path) -> None:
@@ -59,12 +80,14 @@ def test_hostile_names_and_numbers(tmp_path: Path) -> None:
 
 def test_the_table_of_the_terminal() -> None:
     lines = teacher_table(teacher_accuracy()).splitlines()
-    words = "context score 95 % change length markers markers markers entropy cut answers"
+    words = (
+        "context score 95 % change Pass@4 Maj@4 length markers markers markers entropy cut answers"
+    )
     assert " ".join(lines[0].split()) == words
     row = next(line for line in lines if line.startswith("reference_solution"))
-    assert row.split()[:4] == ["reference_solution", "95.0", "88.0-100.0", "+65.0"]
+    assert row.split()[:6] == ["reference_solution", "95.0", "88.0-100.0", "+65.0", "100.0", "95.0"]
     hint = next(line for line in lines if line.startswith("hint"))
-    assert hint.split() == ["hint", *["-"] * 9, "0"]
+    assert hint.split() == ["hint", *["-"] * 11, "0"]
     assert max(map(len, lines)) <= 120
     "\n".join(lines).encode("ascii")
 

@@ -75,6 +75,10 @@ def test_scores_under_each_context(ask):
     assert (told["accuracy"], told["n"], told["answers"]) == (1.0, 2, 4)
     assert told["without_context"] == 2
     assert told["change"]["difference"] == 0.5
+    # By turns right and wrong, but for one problem that is always wrong; ties share the vote.
+    assert plain["pass_at"] == {"1": pytest.approx(1 / 3), "2": pytest.approx(2 / 3)}
+    assert plain["maj_at_k"] == pytest.approx(1 / 3)
+    assert told["pass_at"]["2"] == told["maj_at_k"] == 1.0
     assert told["change"]["n"] == 2
     assert told["markers"]["total"] == 0
     assert told["entropy"] > 0
@@ -88,6 +92,7 @@ def test_attempts_of_the_first_round_are_the_group(ask):
     entry = result["contexts"][1]
     # A wrong attempt sees the right one of its group; the right one has no other to show.
     assert (entry["answers"], entry["without_context"]) == (2, 4)
+    assert "pass_at" not in entry  # a problem with one answer has no Pass@2
     assert all("Answer: 3" in prompt for prompt in reader.prompts[1])
     assert entry["settings"] == {}
 
