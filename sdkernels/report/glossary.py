@@ -32,6 +32,13 @@ GLOSSARY = (
      "What a gated recipe such as DASD does with a token: +1 pulls the student towards the "
      f"teacher, {MINUS}1 pushes it away, in between is weaker. Low-entropy tokens are pulled, "
      "high-entropy ones pushed."),
+    ("KL, JSD",
+     "How far the next-token predictions of teacher T and student S are apart, in nats; 0: not at "
+     "all. KL(T||S) weighs every token by the teacher's probability, KL(S||T) by the student's; "
+     "JSD mixes the two and never exceeds 0.69."),
+    ("Advantage",
+     "By how much the verifier rewarded an answer above the mean of all answers to the same "
+     "prompt."),
     ("Epistemic markers",
      "Words such as wait, perhaps, maybe, check, with which a model voices doubt. A teacher that "
      "knows the answer tends to train them away; whether accuracy suffers is what these studies "

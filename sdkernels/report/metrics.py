@@ -169,7 +169,9 @@ METRICS = (
         "signal_share",
         "Rollouts with a context",
         "% of rollouts",
-        "Share of rollouts for which the context had something to say; the others teach nothing.",
+        "Share of rollouts for which the context had something to say. In the others the teacher "
+        "says nothing: recipes that only distil leave them out, recipes built on the verifier's "
+        "reward (DASD, RLSD, SRPO ...) train on that alone.",
         100.0,
         more=True,
     ),

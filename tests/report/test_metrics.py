@@ -1,3 +1,4 @@
+from sdkernels import recipes
 from sdkernels.report.metrics import MEAN_KEYS, METRICS, PHASES
 from sdkernels.train.step_metrics import MEANS, SECTIONS, SUMS
 
@@ -13,3 +14,10 @@ def test_titles_are_told_apart_and_explained() -> None:
     titles = [metric.title for metric in METRICS]
     assert len(titles) == len(set(titles))
     assert all(metric.explain.endswith((".", "...")) for metric in METRICS)
+
+
+def test_rollouts_without_a_context_still_teach_recipes_with_a_verifier() -> None:
+    [metric] = [metric for metric in METRICS if metric.key == "signal_share"]
+    assert recipes.get("dasd").anchored
+    assert "teach nothing" not in metric.explain
+    assert "verifier" in metric.explain
