@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from . import results, suite, tables
+from . import results, suite
 from .machine import hardware
 
 HERE = Path(__file__).parent
@@ -25,8 +26,8 @@ def default_path(device: torch.device) -> Path:
     return folder / f"{hardware(device)}-{datetime.date.today().isoformat()}.json"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run, print the tables, write the file."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run, print the tables, write the file; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the suite.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--limit-seconds", type=float, help="stop beginning runs after this time")
@@ -41,12 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = f"python -m bench --device {name}" + (
         "" if limit is None else f" --limit-seconds {limit:g}"
     )
-    result = suite.run_suite(entries, device, command, limit_seconds=limit)
     out = options.out or default_path(device)
-    results.write(out, result)
-    print(tables.text(result))
-    print(f"\nwritten to {out}")
+    try:
+        results.ensure_writable(out)
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        suite.run_jobs(suite.jobs(entries, device), command, out, limit_seconds=limit)
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,8 +4,8 @@
 
 Writes one JSON file (default: `$OUT/gpu.json`, else `bench/results/gpu-<date>.json`), beside it the
 suite's results file `<hardware>-<date>.json`, and prints tables, that of shape A last. The file is
-written after every part. Exit status: 0, 1 if a test or the memory check fails, 2 if the kernels
-cannot run here.
+written after every part, the suite's after every run. Exit status: 0, 1 if a test or the memory
+check fails, 2 if the kernels cannot run here.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from sdkernels.kernels import unavailable_reason
 
 from .gpu_checks import run_sanitizer, run_tests
+from .results import ensure_writable
 
 
 def machine() -> dict[str, Any]:
@@ -82,16 +83,13 @@ def failed(result: dict[str, Any]) -> bool:
 
 def _suite(limit_seconds: float, folder: Path) -> None:
     """The peers, most wanted runs first; what there was no time for is listed in the file."""
-    from . import results, tables
     from .__main__ import default_path
-    from .suite import gpu_entries, run_suite
+    from .suite import gpu_entries, jobs, run_jobs
 
     device = torch.device("cuda")
     command = f"python -m bench.gpu --suite-seconds {limit_seconds:g}"
-    found = run_suite(gpu_entries(), device, command, limit_seconds=limit_seconds)
     path = folder / default_path(device).name
-    results.write(path, found)
-    print(f"\n{tables.text(found)}\n\nwritten to {path}")
+    run_jobs(jobs(gpu_entries(), device), command, path, limit_seconds=limit_seconds)
 
 
 def _default_out() -> Path:
@@ -119,6 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(reason, file=sys.stderr)
         return 2
+    try:
+        ensure_writable(options.out)
+    except ValueError as error:
+        parser.error(str(error))
     # Not at the top: without Triton the message above is what should be seen.
     from .gpu_shape_a import benchmark
 
@@ -126,7 +128,6 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep() -> None:
         """After every part: one that hangs or takes the process down loses nothing before it."""
-        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
 
     if not options.skip_tests:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +54,32 @@ def assemble(
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
-    """Check and write; the folder is made."""
+    """Check and write; the folder is made. The file is exchanged in one step, so that whoever is
+    killed meanwhile leaves the one before, not half of this.
+    """
     check(result)
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def ensure_writable(path: Path) -> None:
+    """Make the folder, leave nothing else.
+
+    Raises:
+        ValueError: no results can be written at `path`, and why.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"nothing can be written to {path.parent}: {error.strerror}") from error
+    if path.exists() and not (path.is_file() and os.access(path, os.W_OK)):
+        what = "a folder" if path.is_dir() else "not a file that may be written"
+        raise ValueError(f"{path} is {what}: expected the name of a JSON file")
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -6,15 +6,15 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from . import cases, peers, shapes
 from .cases import CASES
-from .machine import machine
+from .peer import Peer
 from .problem import Setting
-from .results import assemble
+from .record import Record
 from .runner import Effort, run
 from .tables import heading
 
@@ -87,40 +87,58 @@ def gpu_entries() -> list[Entry]:
     return found + [Entry(KL, shape, 8192, seconds=5, peers=tuple(CHUNKED)) for shape in others]
 
 
-def run_suite(
-    entries: Sequence[Entry],
-    device: torch.device,
+@dataclass(frozen=True)
+class Job:
+    """A run to be made."""
+
+    setting: Setting
+    peers: Sequence[Peer]
+    effort: Effort
+
+
+def jobs(entries: Sequence[Entry], device: torch.device) -> list[Job]:
+    """What the entries are on `device`."""
+    return [
+        Job(
+            entry.setting(device),
+            peers.select(None if entry.peers is None else list(entry.peers), entry.case),
+            Effort(seconds=entry.seconds),
+        )
+        for entry in entries
+    ]
+
+
+def run_jobs(
+    wanted: Sequence[Job],
     command: str,
+    path: Path | None = None,
     *,
     limit_seconds: float | None = None,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
-    """Run the entries in order; what does not fit into the limit is listed under `left_out`.
+) -> Record:
+    """Run the jobs in order, keep each run at `path`, and print the tables, also where Ctrl-C or an
+    error ends it; what does not fit into the limit is listed under `left_out`.
 
-    An entry is begun while there is time for its timed part, so the limit is passed by what checks
-    and compilation of the last one take.
+    A run is begun while there is time for its timed part, so the limit is passed by what checks and
+    compilation of the last one take.
+
+    Raises:
+        ValueError: nothing can be written at `path`.
     """
     say = say or _to_stderr
     started = time.perf_counter()
-    runs, left_out = [], []
-    for entry in entries:
-        setting = entry.setting(device)
-        spent = time.perf_counter() - started
-        if limit_seconds is not None and spent + entry.seconds > limit_seconds:
-            left_out.append(
-                {
-                    "case": entry.case,
-                    "shape": entry.shape,
-                    "tokens": entry.tokens,
-                    "reason": f"{limit_seconds:.0f} s were given, {spent:.0f} s were spent",
-                }
-            )
-            continue
-        chosen = peers.select(None if entry.peers is None else list(entry.peers), entry.case)
-        found = run(setting, chosen, Effort(seconds=entry.seconds))
-        runs.append(found)
-        say(f"[{time.perf_counter() - started:4.0f} s] {heading(found)}")
-    return assemble(command, machine(device), runs, left_out)
+    settings = [job.setting for job in wanted]
+    record = Record(command, settings[0].device, settings, path)
+    with record.shown():
+        for job in wanted:
+            spent = time.perf_counter() - started
+            if limit_seconds is not None and spent + job.effort.seconds > limit_seconds:
+                record.leave_out(f"{limit_seconds:.0f} s were given, {spent:.0f} s were spent")
+                continue
+            found = run(job.setting, job.peers, job.effort)
+            record.add(found)
+            say(f"[{time.perf_counter() - started:4.0f} s] {heading(found)}")
+    return record
 
 
 def _to_stderr(line: str) -> None:

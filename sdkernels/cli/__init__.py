@@ -75,11 +75,7 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # SIGPIPE, which Windows has no name for
     except KeyboardInterrupt:
-        print(
-            "sdkernels: interrupted at once; what was saved before is complete. A training goes on "
-            "with the same command and --resume_from_checkpoint true",
-            file=sys.stderr,
-        )
+        print(f"sdkernels: interrupted at once{_after(options.command)}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         if os.environ.get("SDKERNELS_TRACEBACK"):
@@ -88,6 +84,16 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         print(f"sdkernels {options.command}: {message or type(error).__name__}", file=sys.stderr)
         return _exit_status(error)
     return int(status or 0)
+
+
+def _after(command: str) -> str:
+    """What is left of a command that was interrupted, where it saves something as it goes."""
+    if command in ("bench", "contexts", "recipes", "env"):
+        return ""
+    return (
+        "; what was saved before is complete. A training goes on with the same command and "
+        "--resume_from_checkpoint true"
+    )
 
 
 def _exit_status(error: Exception) -> int:

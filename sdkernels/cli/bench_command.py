@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, _rest: list[str]) -> None:
-    """Print the plan, the lists, or the measured table."""
+    """Print the plan, the lists, or the measured tables."""
     if options.list:
         print(_lists())
         return
@@ -87,19 +87,13 @@ def _settings(options: argparse.Namespace) -> list[Any]:
 
 
 def _measure(options: argparse.Namespace, settings: list[Any]) -> None:
-    from sdkernels.bench import peers, results, runner, tables
-    from sdkernels.bench.machine import machine
+    from sdkernels.bench import peers, runner, suite
 
     wanted = None if options.peers is None else [p.strip() for p in options.peers.split(",")]
     chosen = peers.select(wanted, settings[0].case.name)
     effort = runner.Effort(repeats=options.repeats, seconds=options.seconds)
-    runs = [runner.run(setting, chosen, effort) for setting in settings]
-    result = results.assemble(_command(options), machine(settings[0].device), runs)
-    if options.out is not None:
-        results.write(options.out, result)
-    print(tables.text(result))
-    if options.out is not None:
-        print(f"\nwritten to {options.out}")
+    jobs = [suite.Job(setting, chosen, effort) for setting in settings]
+    suite.run_jobs(jobs, _command(options), options.out)
 
 
 def _command(options: argparse.Namespace) -> str:

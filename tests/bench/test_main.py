@@ -37,3 +37,21 @@ def test_results_lie_in_the_checkout_or_where_an_installed_package_is_called(mon
     monkeypatch.setattr(command, "HERE", tmp_path / "site-packages")
     assert command.default_path(device).parent == tmp_path
     assert command.default_path(device).name.startswith("cpu-20")
+
+
+def test_a_folder_as_file_is_refused_before_anything_is_measured(
+    two, capsys, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(suite, "run", None)
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--device", "cpu", "--out", str(tmp_path)])
+    assert caught.value.code == 2
+    assert f"error: {tmp_path} is a folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_status_130(two, monkeypatch, tmp_path):
+    def run(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run", run)
+    assert command.main(["--device", "cpu", "--out", str(tmp_path / "cpu.json")]) == 130

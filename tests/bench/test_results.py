@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 
@@ -85,3 +86,31 @@ def test_a_file_of_something_else_names_itself(tmp_path):
     path.write_text("[]", encoding="utf-8")
     with pytest.raises(ValueError, match="expected an object, got list"):
         results.read(path)
+
+
+def test_a_file_is_exchanged_in_one_step(result, tmp_path, monkeypatch):
+    path = tmp_path / "cpu.json"
+    results.write(path, result)
+    before = path.read_text(encoding="utf-8")
+    real = json.dumps
+
+    def full(*given, **more):
+        return real(*given, **more)[:100] + "\ud800"  # what cannot be written, after some that can
+
+    monkeypatch.setattr(results.json, "dumps", full)
+    with pytest.raises(UnicodeEncodeError):
+        results.write(path, result)
+    assert path.read_text(encoding="utf-8") == before
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    results.ensure_writable(tmp_path / "new" / "cpu.json")
+    assert not list((tmp_path / "new").iterdir())
+    with pytest.raises(ValueError, match="is a folder"):
+        results.ensure_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"nothing can be written to .*file"):
+        results.ensure_writable(tmp_path / "file" / "cpu.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="not a file that may be written"):
+        results.ensure_writable(tmp_path / "pipe")

@@ -38,16 +38,41 @@ def test_the_cpu_suite_leaves_time_for_checks_within_ten_minutes():
     assert sorted(short) == sorted(CASES)
 
 
-def test_what_does_not_fit_is_listed(monkeypatch):
+def test_what_does_not_fit_is_listed(tmp_path):
+    path = tmp_path / "cpu.json"
     entries = [
         suite.Entry("nll", "tiny", 16, seconds=0.01, peers=("eager",)),
         suite.Entry("jsd", "tiny", 16, seconds=1000.0, peers=("eager",)),
         suite.Entry("grpo", "tiny", 16, seconds=0.01, peers=("eager",)),
     ]
     said = []
-    found = suite.run_suite(entries, CPU, "c", limit_seconds=100, say=said.append)
-    results.check(found)
+    suite.run_jobs(suite.jobs(entries, CPU), "c", path, limit_seconds=100, say=said.append)
+    found = results.read(path)
     assert [run["case"] for run in found["runs"]] == ["nll", "grpo"]
     assert [entry["case"] for entry in found["left_out"]] == ["jsd"]
     assert "100 s were given" in found["left_out"][0]["reason"]
     assert len(said) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+def test_what_ends_the_suite_leaves_what_was_measured(monkeypatch, tmp_path, capsys, error):
+    path = tmp_path / "cpu.json"
+    entries = [suite.Entry(case, "tiny", 16, 0.01, peers=("eager",)) for case in ("nll", "grpo")]
+    real = suite.run
+
+    def run(setting, *more):
+        if setting.case.name == "grpo":
+            assert [made["case"] for made in results.read(path)["runs"]] == ["nll"]
+            raise error
+        return real(setting, *more)
+
+    monkeypatch.setattr(suite, "run", run)
+    with pytest.raises(error):
+        suite.run_jobs(suite.jobs(entries, CPU), "c", path)
+    found = results.read(path)
+    assert [made["case"] for made in found["runs"]] == ["nll"]
+    assert [entry["case"] for entry in found["left_out"]] == ["grpo"]
+    text = capsys.readouterr().out
+    assert "| floor: 3 bare matrix products" in text
+    assert "left out: grpo, tiny, T = 16: not reached" in text
+    assert f"written to {path}" in text

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from sdkernels.bench import results
+from sdkernels.bench import results, suite
 from sdkernels.cli import main
 
-TINY = ["bench", "--shape", "tiny", "--tokens", "16", "--repeats", "3", "--seconds", "1"]
+TINY = ["bench", "--shape", "tiny", "--repeats", "3", "--seconds", "1", "--tokens", "16"]
 
 
 def run(capsys, *arguments):
@@ -80,3 +80,38 @@ def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, pa
     assert out == ""
     assert len(err.strip().splitlines()) == 1
     assert all(part in err for part in parts), err
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C at the second run."""
+    real, made = suite.run, []
+
+    def run(*given):
+        made.append(given)
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(suite, "run", run)
+
+
+def test_ctrl_c_leaves_what_was_measured(capsys, tmp_path, interrupted):
+    out = tmp_path / "row.json"
+    status, text, err = run(
+        capsys, *TINY, "32", "64", "--peers", "eager", "--case", "nll", "--out", str(out)
+    )
+    assert status == 130
+    assert text.count("floor: 3 bare matrix products") == 1
+    assert str(out) in text
+    assert "resume_from_checkpoint" not in err
+    found = results.read(out)
+    assert [made["shape"]["tokens"] for made in found["runs"]] == [16]
+    assert [entry["tokens"] for entry in found["left_out"]] == [32, 64]
+
+
+def test_out_is_tried_before_anything_is_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "run", None)
+    status, out, err = run(capsys, *TINY, "--out", str(tmp_path))
+    assert (status, out) == (2, "")
+    assert f"{tmp_path} is a folder" in err
