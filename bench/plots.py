@@ -8,7 +8,10 @@ from typing import Any
 
 from .suite import KL
 
-COLOURS = ("#1f5fa8", "#c2572b", "#3d8a5f", "#8a5aa3", "#a8862a", "#4a9bb0", "#b04a6e", "#6b7280")
+OWN_COLOUR = "#1f5fa8"
+COLOURS = ("#c2572b", "#3d8a5f", "#8a5aa3", "#a8862a", "#b04a6e", "#6b7280", "#7a4b2a")
+# Where rows share a colour, dashes and marker tell them apart.
+DASHES, MARKERS = ("-", "--", "-.", (0, (1, 1))), ("o", "s", "^", "D")
 INK, SOFT, GRID = "#22262b", "#5c626b", "#e8e5de"
 OWN = "sdkernels"
 STYLE = {
@@ -34,17 +37,48 @@ def draw(result: dict[str, Any], folder: Path) -> list[Path]:
     import matplotlib as mpl
 
     folder.mkdir(parents=True, exist_ok=True)
-    stem = result["machine"]["hardware"]
     paths = []
     with mpl.rc_context(STYLE):
-        if result["runs"]:
-            paths.append(_ratio(headline(result), folder / f"{stem}-ratio.png"))
-        runs = sweep(result)
-        if len(runs) > 1 and all(map(_timed, runs)):
-            paths.append(_time(runs, folder / f"{stem}-time.png"))
-            if any(row.get("peak_extra_bytes") for run in runs for row in _timed(run)):
-                paths.append(_memory(runs, folder / f"{stem}-memory.png"))
+        for name in made(result):
+            path, runs = folder / name, sweep(result)
+            if name.endswith("-ratio.png"):
+                _ratio(headline(result), path)
+            elif name.endswith("-time.png"):
+                _time(runs, path)
+            else:
+                _memory(runs, path)
+            paths.append(path)
     return paths
+
+
+def made(result: dict[str, Any]) -> dict[str, str]:
+    """Names of the plots that the file has runs for, and what each shows."""
+    stem, found = result["machine"]["hardware"], {}
+    if result["runs"]:
+        found[f"{stem}-ratio.png"] = "ratio to the floor, by peer"
+    runs = sweep(result)
+    if len(runs) > 1 and all(map(_timed, runs)):
+        found[f"{stem}-time.png"] = "time against the number of tokens"
+        if any(row.get("peak_extra_bytes") for run in runs for row in _timed(run)):
+            found[f"{stem}-memory.png"] = "extra memory against the number of tokens"
+    return found
+
+
+def styles(peers: list[str]) -> dict[str, tuple[str, Any, str]]:
+    """Colour, dashes and marker of each line: those of sdkernels in a colour that no other has, and
+    no two alike.
+    """
+    own = [peer for peer in peers if peer.startswith(OWN)]
+    found: dict[str, tuple[str, Any, str]] = {}
+    for colours, names in (
+        ((OWN_COLOUR,), own),
+        (COLOURS, [peer for peer in peers if peer not in own]),
+    ):
+        for number, name in enumerate(names):
+            again, place = divmod(number, len(colours))
+            dashes, marker = DASHES[again % len(DASHES)], MARKERS[again % len(MARKERS)]
+            found[name] = (colours[place], dashes, marker)
+    return found
 
 
 def headline(result: dict[str, Any]) -> Run:
@@ -81,7 +115,7 @@ def _caption(figure: Any, text: str) -> None:
     figure.suptitle(text, x=0.01, ha="left", fontsize=9.5, color=INK)
 
 
-def _ratio(run: Run, path: Path) -> Path:
+def _ratio(run: Run, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = sorted(_timed(run), key=lambda row: row["ratio_to_floor"], reverse=True)
@@ -89,7 +123,7 @@ def _ratio(run: Run, path: Path) -> Path:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         own = row["peer"].startswith(OWN)
-        axes.barh(place, row["ratio_to_floor"], color=COLOURS[0] if own else "#b9bfc7", height=0.7)
+        axes.barh(place, row["ratio_to_floor"], color=OWN_COLOUR if own else "#b9bfc7", height=0.7)
         ratio = row["ratio_to_floor"]
         axes.text(max(ratio, 1.0), place, f" {ratio:.2f}", va="center", color=INK)
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
@@ -98,23 +132,22 @@ def _ratio(run: Run, path: Path) -> Path:
     axes.set_xlabel("time / time of the bare matrix products of the same work")
     _caption(figure, _title(run, tokens=True))
     figure.savefig(path)
-    return path
 
 
-def _time(runs: list[Run], path: Path) -> Path:
+def _time(runs: list[Run], path: Path) -> None:
     def milliseconds(row: dict[str, Any]) -> float:
         return row["seconds"]["median"] * 1e3
 
     floor = [run["floor"]["seconds"]["median"] * 1e3 for run in runs]
-    return _lines(runs, milliseconds, "time, ms", path, floor=floor)
+    _lines(runs, milliseconds, "time, ms", path, floor=floor)
 
 
-def _memory(runs: list[Run], path: Path) -> Path:
+def _memory(runs: list[Run], path: Path) -> None:
     def mebibytes(row: dict[str, Any]) -> float | None:
         extra = row.get("peak_extra_bytes")
         return None if extra is None else extra / 2**20
 
-    return _lines(runs, mebibytes, "peak memory beyond inputs and gradients, MiB", path)
+    _lines(runs, mebibytes, "peak memory beyond inputs and gradients, MiB", path)
 
 
 def _lines(
@@ -123,14 +156,16 @@ def _lines(
     label: str,
     path: Path,
     floor: list[float] | None = None,
-) -> Path:
+) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, NullLocator
 
     figure = Figure(figsize=(7.2, 4.0), layout="constrained")
     axes = figure.subplots()
     titles = {row["peer"]: row["title"] for run in runs for row in _timed(run)}
-    for number, (peer, title) in enumerate(titles.items()):
+    looks = styles(list(titles))
+    for peer, title in titles.items():
+        colour, dashes, marker = looks[peer]
         points = [
             (run["shape"]["tokens"], found)
             for run in runs
@@ -140,9 +175,9 @@ def _lines(
         own = peer == OWN
         axes.plot(
             *zip(*points, strict=True),
-            color=COLOURS[number % len(COLOURS)],
-            linestyle="-" if number < len(COLOURS) else "--",
-            marker="o",
+            color=colour,
+            linestyle=dashes,
+            marker=marker,
             markersize=4 if own else 3,
             linewidth=2.4 if own else 1.1,
             zorder=3 if own else 2,
@@ -162,4 +197,3 @@ def _lines(
     _caption(figure, _title(runs[0], tokens=False))
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path)
-    return path

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdkernels.bench import plots, results, runner
+from sdkernels.bench import peers, plots, results, runner
 from sdkernels.bench.machine import machine
 from sdkernels.bench.peer import Peer
 
@@ -50,3 +50,12 @@ def test_a_file_without_memory_is_drawn(result, tmp_path):
         for row in run["rows"]:
             row["peak_extra_bytes"] = None
     assert len(plots.draw(result, tmp_path)) == 2
+
+
+def test_no_two_lines_look_alike_and_sdkernels_has_its_colour_alone():
+    names = [name for name, peer in peers.load().items() if "kl-teacher-student" in peer.calls]
+    looks = plots.styles(names)
+    assert sorted(looks) == sorted(names)
+    assert len(set(looks.values())) == len(names)
+    own = {looks[name][0] for name in names if name.startswith("sdkernels")}
+    assert not own & {look[0] for name, look in looks.items() if not name.startswith("sdkernels")}

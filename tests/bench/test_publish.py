@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sdkernels.bench import publish, results, runner, step_tables
+from sdkernels.bench import plots, publish, results, runner, step_tables
 from sdkernels.bench.machine import machine
 
 ROOT = Path(__file__).parents[2]
@@ -14,15 +14,29 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize("page", publish.PAGES)
 def test_published_tables_are_those_of_their_file(page):
-    file, body = publish.published(page)
-    if file == "none":
-        assert "| floor" not in body
-        return
-    assert body == publish.PAGES[page](results.read(ROOT / file), file)
+    for hardware, (file, body) in publish.published(page).items():
+        if file == "none":
+            assert "| floor" not in body
+            continue
+        result = results.read(ROOT / file)
+        assert result["machine"]["hardware"] == hardware
+        assert body == publish.PAGES[page](result, file)
 
 
-def test_both_pages_name_the_same_file():
-    assert len({publish.published(page)[0] for page in publish.PAGES}) == 1
+def test_both_pages_name_the_same_files():
+    one, other = (
+        {hardware: file for hardware, (file, _) in publish.published(page).items()}
+        for page in publish.PAGES
+    )
+    assert one == other
+
+
+def test_every_plot_of_the_page_is_there():
+    for file, body in publish.published("README.md").values():
+        if file != "none":
+            names = plots.made(results.read(ROOT / file))
+            assert body.count("![") == len(names)
+            assert all((ROOT / "bench" / "plots" / name).is_file() for name in names)
 
 
 def test_recorded_results_can_be_read():
@@ -61,18 +75,63 @@ def test_publishing_replaces_the_block_and_nothing_else(repository):
     before = {page: (root / page).read_text(encoding="utf-8") for page in publish.PAGES}
     publish.publish(file)
     for page, render in publish.PAGES.items():
-        found, body = publish.published(page)
+        found, body = publish.published(page)["cpu"]
         assert found == "bench/results/cpu-2026-01-01.json"
         assert body == render(results.read(file), found)
         after = (root / page).read_text(encoding="utf-8")
         for text in (before[page], after):
-            assert text.count(publish.END) == 1
-        assert before[page].split("<!-- bench:")[0] == after.split("<!-- bench:")[0]
-        assert before[page].split(publish.END)[1] == after.split(publish.END)[1]
+            assert text.count(publish.END) == 2
+        assert before[page].split("<!-- bench: cpu")[0] == after.split("<!-- bench: cpu")[0]
+        assert before[page].split(publish.END)[1:] == after.split(publish.END)[1:]
     assert (root / "bench" / "plots" / "cpu-ratio.png").exists()
     once = (root / "README.md").read_text(encoding="utf-8")
     publish.publish(file)
     assert (root / "README.md").read_text(encoding="utf-8") == once
+
+
+def test_each_hardware_keeps_a_block_of_its_own(repository):
+    pytest.importorskip("matplotlib")
+    root, file = repository
+    publish.publish(file)
+    expected = {"cpu": "bench/results/cpu-2026-01-01.json"}
+    for name in ("nvidia-h200", "amd-mi300x"):
+        result = results.read(file)
+        result["machine"]["hardware"] = name
+        results.write(file.with_name(f"{name}.json"), result)
+        publish.publish(file.with_name(f"{name}.json"))
+        expected[name] = f"bench/results/{name}.json"
+    for page, render in publish.PAGES.items():
+        blocks = publish.published(page)
+        assert {hardware: found for hardware, (found, _) in blocks.items()} == expected
+        for found, body in blocks.values():
+            assert body == render(results.read(root / found), found)
+    for hardware, (_, body) in publish.published("README.md").items():
+        assert f"![ratio to the floor, by peer](bench/plots/{hardware}-ratio.png)" in body
+        assert (root / "bench" / "plots" / f"{hardware}-ratio.png").exists()
+    text = (root / "README.md").read_text(encoding="utf-8")
+    assert "plots/" not in publish._BLOCK.sub("", text)
+    assert "there are none yet" not in text
+
+
+def test_what_cannot_be_published_is_one_line(repository, tmp_path_factory, capsys):
+    root, file = repository
+    outside = tmp_path_factory.mktemp("outside") / "cpu.json"
+    outside.write_text(file.read_text())
+    broken = root / "broken.json"
+    broken.write_text("")
+    empty = root / "empty.json"
+    results.write(empty, results.assemble("c", machine(torch.device("cpu")), []))
+    for path, part in (
+        (outside, "lies outside"),
+        (root / "missing.json", "No such file"),
+        (broken, "is not JSON"),
+        (empty, "has no run"),
+    ):
+        assert publish.main([str(path)]) == 2
+        err = capsys.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert part in err
+        assert path.name in err
 
 
 def test_a_page_without_its_block_is_an_error(repository):
