@@ -42,7 +42,7 @@ def text(setting: Setting) -> str:
         f"{'frozen' if setting.frozen else 'trainable'} head",
         "matrix products": f"{plan.gemm_flops / 1e12:.2f} TFLOP",
         "passes over logits": f"{plan.moved_bytes / 1e9:.1f} GB, {passes} bytes a logit",
-        "chunks": f"{len(plan.chunks.ranges)} of {plan.chunks.chunk_tokens} tokens, "
+        "chunks": f"{plan.chunks.count} of {plan.chunks.chunk_tokens} tokens, "
         f"{plan.launches} launches",
         "slabs": f"{plan.slab_bytes / GIB:.2f} GiB of a budget of {plan.chunk_bytes / GIB:.2f} GiB",
         "source": "counted from the schedule that the engine follows on an H200; nothing was run",

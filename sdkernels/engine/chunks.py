@@ -29,6 +29,11 @@ class ChunkPlan:
     fits: int = 0
 
     @property
+    def count(self) -> int:
+        """Number of chunks, without making their ranges: a plan may be for any number of tokens."""
+        return max(1, -(-self.tokens // max(self.chunk_tokens, 1)))
+
+    @property
     def ranges(self) -> list[tuple[int, int]]:
         """(first, last + 1) of each chunk; no token at all is one empty chunk, so that every
         statistic exists.

@@ -64,7 +64,7 @@ class LossPlan:
     @property
     def launches(self) -> int:
         """Kernels and products of all chunks."""
-        return len(self.chunks.ranges) * sum(self.launches_per_chunk.values())
+        return self.chunks.count * sum(self.launches_per_chunk.values())
 
     @property
     def moved_bytes(self) -> int:

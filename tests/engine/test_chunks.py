@@ -20,10 +20,12 @@ def test_ranges_cover_every_token_once() -> None:
         for chunk in (1, 3, 8, 1000):
             ranges = ChunkPlan(tokens, chunk).ranges
             assert [i for lo, hi in ranges for i in range(lo, hi)] == list(range(tokens))
+            assert ChunkPlan(tokens, chunk).count == len(ranges)
 
 
 def test_no_token_is_one_empty_chunk() -> None:
     assert ChunkPlan(0, 0).ranges == [(0, 0)]
+    assert ChunkPlan(0, 0).count == 1
     assert plan_chunks(0, 10, no_scratch, 100).ranges == [(0, 0)]
 
 

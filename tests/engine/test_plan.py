@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sdkernels as sd
 from sdkernels.engine import arguments
+from sdkernels.engine.chunks import ChunkPlan
 from sdkernels.engine.plan import LossPlan, plan_loss
 from sdkernels.kernels import gradient, merge, mixture, statistics
 from sdkernels.kernels.launch import Logits
@@ -177,6 +178,15 @@ def test_a_kl_in_bfloat16_moves_26_bytes_a_logit_at_shape_a() -> None:
     assert plan.gemm_flops == 8 * 8192 * 4096 * 151936
     assert plan.slab_bytes <= plan.chunk_bytes == int(0.025 * 141e9)
     assert plan.launches == len(plan.chunks.ranges) * 7
+
+
+def test_a_plan_for_any_number_of_tokens_makes_no_list_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(ChunkPlan, "ranges")  # a tuple for each of half a billion chunks
+    plan = plan_loss(10**12, 4096, 151936)
+    assert plan.launches == 7 * plan.chunks.count
+    assert plan.chunks.count > 10**8
 
 
 def test_launches_count_the_slices_of_a_float16_gradient() -> None:
