@@ -34,6 +34,8 @@ DEVICE_MEMORY_BYTES = 141 * 10**9
 _PAIR = ("kl_teacher_student", "kl_student_teacher", "jsd", "clipped_kl_teacher_student")
 _MIXTURE = ("jsd", "clipped_kl_teacher_student")
 _LISTED = ("logp", "topk_logp")
+# Without a teacher of its own ids, which is not planned for, these take the student's top k.
+_TOPK = ("topk_logp",)
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,9 @@ class LossPlan:
         slab_bytes: logits of a chunk, and its gradient where that has memory of its own.
         bytes_per_logit: bytes moved for each of the T x V positions, by pass: what the logit
             products write, and what the row kernels read and write. What the gradient products
-            read is part of a matrix product and not counted.
-        launches_per_chunk: kernels and products by name. Operations on tensors of size C, such as
-            the loss function's own, are not counted.
+            read is part of a matrix product and not counted, nor what torch.topk reads again.
+        launches_per_chunk: kernels, products and calls of torch.topk by name. Operations on tensors
+            of size C, such as the loss function's own, are not counted.
     """
 
     tokens: int
@@ -147,6 +149,7 @@ def plan_loss(
             # A gradient in another dtype than its other factor is multiplied a slice at a time.
             gradient_products=(trainable_hidden + trainable_head)
             * (1 if dz == dtype else -(-vocab // cast_rows)),
+            topk_calls=_topk_calls(chunks.chunk_tokens, vocab),
         ),
     )
 
@@ -175,6 +178,12 @@ def _scratch_bytes(tokens: int, vocab: int) -> int:
     return TritonRows().scratch_bytes(tokens, vocab, RowSpec(torch.float32))
 
 
+def _topk_calls(tokens: int, vocab: int) -> int:
+    from sdkernels.rows.triton_rows import topk_rows_at_once
+
+    return -(-tokens // topk_rows_at_once(vocab))
+
+
 def _bytes_per_logit(
     uses: tuple[str, ...],
     teacher: str | None,
@@ -187,7 +196,12 @@ def _bytes_per_logit(
     read = slab.itemsize
     if teacher is not None:
         read += slab.itemsize if teacher == "hidden" else dtype.itemsize
-    found = {"products": made, "statistics": read}
+    found = {"products": made}
+    if any(name in _TOPK for name in uses):
+        # It is found in float32: another slab is read, written as that, and read again.
+        copied = 0 if slab == torch.float32 else slab.itemsize + torch.float32.itemsize
+        found["topk"] = copied + torch.float32.itemsize
+    found["statistics"] = read
     if any(name in _MIXTURE for name in uses):
         found["mixture"] = read
     if grows:
@@ -197,9 +211,11 @@ def _bytes_per_logit(
 
 
 def _launches(
-    uses: tuple[str, ...], *, logit_products: int, gradient_products: int
+    uses: tuple[str, ...], *, logit_products: int, gradient_products: int, topk_calls: int
 ) -> dict[str, int]:
     found = {"product": logit_products + gradient_products, "statistics": 1, "merge": 1}
+    if any(name in _TOPK for name in uses):
+        found["topk"] = topk_calls
     if any(name in _MIXTURE for name in uses):
         found |= {"mixture": 1, "merge_mixture": 1}
     if gradient_products:

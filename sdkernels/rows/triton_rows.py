@@ -55,7 +55,7 @@ class TritonRows:
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of the copy from which a top-k support is taken; partial sums are negligible."""
-        return 3 * min(_rows_at_once(vocab), max(tokens, 1)) * vocab * 4
+        return 3 * min(topk_rows_at_once(vocab), max(tokens, 1)) * vocab * 4
 
     def forward(
         self,
@@ -150,7 +150,8 @@ def _logits(side: Side) -> Logits:
     )
 
 
-def _rows_at_once(vocab: int) -> int:
+def topk_rows_at_once(vocab: int) -> int:
+    """Rows whose top-k one call of torch.topk finds."""
     return max(1, TOPK_ELEMENTS // max(vocab, 1))
 
 
@@ -160,7 +161,7 @@ def _topk(side: Side, k: int, spec: RowSpec) -> Tensor:
     Temperature is positive and the softcap increasing, so neither changes the order.
     """
     values, places = [], []
-    for raw_RV in side.raw_CV.split(_rows_at_once(side.raw_CV.shape[1])):
+    for raw_RV in side.raw_CV.split(topk_rows_at_once(side.raw_CV.shape[1])):
         z_RV = raw_RV.float()
         if side.bias_V is not None:
             z_RV = z_RV + side.bias_V

@@ -50,10 +50,11 @@ def _run(
     loss, _ = sd.token_loss(
         hidden,
         weight,
-        lambda s, tok: sum(s[name] for name in uses),
+        lambda s, tok: sum(s[name].sum(-1) if name == "topk_logp" else s[name] for name in uses),
         targets=torch.arange(T) if "logp" in uses else None,
         teacher=who,
         jsd_beta=0.5 if "jsd" in uses else None,
+        topk=5 if "topk_logp" in uses else None,
         slab_dtype=slab_dtype,
         chunk_bytes=chunk_bytes,
         backend=backend,
@@ -90,6 +91,8 @@ SETTINGS: list[dict[str, Any]] = [
     {"slab_dtype": "model", "dtype": torch.bfloat16, "teacher": "logits"},
     {"trainable_head": False, "trainable_hidden": False},
     {"uses": ("entropy",), "dtype": torch.float16},
+    {"uses": ("topk_logp",)},
+    {"uses": ("topk_logp", "jsd"), "slab_dtype": "model", "dtype": torch.bfloat16},
 ]
 
 
@@ -161,6 +164,17 @@ def _watch(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter, Counter, list[Any]
         function = getattr(triton_rows, attribute)
         monkeypatch.setattr(triton_rows, attribute, watched(name, function))
 
+    take = torch.Tensor.topk
+
+    def topk(rows: torch.Tensor, *given: Any, **more: Any) -> Any:
+        launched["topk"] += 1
+        slab = problems[-1].slabs().itemsize
+        copied = 0 if slab == rows.itemsize else slab + rows.itemsize
+        moved["topk"] += rows.numel() * (copied + rows.itemsize)
+        return take(rows, *given, **more)
+
+    monkeypatch.setattr(torch.Tensor, "topk", topk)
+
     def build(*given: Any, **more: Any) -> Any:
         problems.append(arguments.build_problem(*given, **more))
         return problems[-1]
@@ -196,6 +210,12 @@ def test_launches_count_the_slices_of_a_float16_gradient() -> None:
     assert plan_loss(100, 64, 20_000, dtype=torch.bfloat16).launches_per_chunk["product"] == 4
     shared = plan_loss(100, 64, 20_000, shared_head=True)
     assert shared.launches_per_chunk["product"] == 3
+
+
+def test_a_topk_is_found_some_rows_at_a_time() -> None:
+    plan = plan_loss(8192, 4096, 151936, uses=("topk_logp",))
+    assert plan.launches_per_chunk["topk"] == -(-plan.chunks.chunk_tokens // (2**21 // 151936))
+    assert sum(plan.bytes_per_logit.values()) == 26
 
 
 def test_a_teacher_of_another_size_costs_its_own_product() -> None:
