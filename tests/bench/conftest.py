@@ -20,6 +20,7 @@ def no_large_copies(monkeypatch):
     """Copies of the inputs for a cache of 64 KiB, a device copy of 1 MiB."""
     monkeypatch.setattr("sdkernels.bench.runner.cache_bytes", lambda device: 1 << 16)
     monkeypatch.setattr("sdkernels.bench.floor.COPY_BYTES", {"cpu": 1 << 20})
+    monkeypatch.setattr("sdkernels.bench.floor.CHOICE_SECONDS", 0.01)
 
 
 @pytest.fixture

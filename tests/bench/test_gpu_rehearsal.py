@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from sdkernels.bench import gpu, gpu_checks, gpu_shape_a
+from sdkernels.bench import floor, gpu, gpu_checks, gpu_shape_a
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: no rehearsal")
 
@@ -90,6 +91,7 @@ def test_shape_a_runs_to_its_table(
     found = json.loads(out.read_text())["benchmark"]
     assert found["shape"] == [9, 16, 70]
     calls = found["calls"]
+    assert found["chunk_tokens"] == dict.fromkeys(("floor 8TDV", "floor 6TDV", "floor 2TDV"), 9)
     assert list(calls)[-1] == "entropy, forward, fused"
     for name, row in calls.items():
         assert row["median_ms"] > 0, name
@@ -105,3 +107,27 @@ def test_the_launches_for_the_memory_check_run() -> None:
     script = script.replace("torch.cuda.synchronize()", "")
     assert "cuda" not in script
     exec(script, {})
+
+
+@pytest.mark.usefixtures("pretended")
+def test_its_floors_do_the_products_that_they_are_named_after(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(floor, "CHUNK_TOKENS", {"cpu": (4,)})
+    monkeypatch.setattr(gpu_shape_a, "_row_kernels", lambda slab: {})
+    monkeypatch.setattr(gpu_shape_a, "_plan", lambda *shape: {})
+    monkeypatch.setattr(gpu_shape_a, "peak_bytes", lambda run: 0)
+    operations: dict[str, int] = {}
+
+    def count(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
+        for name, run in runs.items():
+            if name.startswith("floor"):
+                with FlopCounterMode(display=False) as counter:
+                    run()
+                operations[name] = counter.get_total_flops()
+        return {name: [1.0] for name in runs}
+
+    monkeypatch.setattr(gpu_shape_a, "milliseconds", count)
+    with _OnCpu():
+        gpu_shape_a.benchmark(9, 16, 70)
+    assert operations == {f"floor {n}TDV": n * 9 * 16 * 70 for n in (8, 6, 2)}
