@@ -127,15 +127,6 @@ class Problem:
         """Drop the gradients of the call before."""
         self.hidden_TD.grad = self.weight_VD.grad = None
 
-    def gradients(self) -> list[Tensor]:
-        """Gradients that a call left; a missing one is an error of the peer."""
-        found = []
-        for leaf, name in zip(self.leaves, ("hidden", "weight"), strict=False):
-            if leaf.grad is None:
-                raise RuntimeError(f"no gradient for {name}")
-            found.append(leaf.grad)
-        return found
-
     def first(self, count: int) -> Problem:
         """The first `count` tokens, with the same heads."""
         if count >= self.setting.tokens:
@@ -181,25 +172,39 @@ class Problem:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a call should leave, in float64: the summed loss (one number), or log-probs and
-    entropies `[2, T]` for the forward-only case; and the gradients.
+    """What a call should leave: the loss of each token `[T]`, or log-probs and entropies `[2, T]`
+    for the forward-only case; and the gradients of the summed loss.
     """
 
-    value: Tensor
+    per_token: Tensor
     gradients: list[Tensor]
+
+    @property
+    def value(self) -> Tensor:
+        """The summed loss, one number; log-probs and entropies as they are."""
+        return self.per_token.sum() if self.per_token.ndim == 1 else self.per_token
 
 
 def float64_answer(problem: Problem) -> Answer:
-    """Plain autograd over the logits in float64, some tokens at a time."""
+    """Plain autograd over the logits in float64."""
+    return plain_answer(problem, torch.float64)
+
+
+def plain_answer(problem: Problem, dtype: torch.dtype) -> Answer:
+    """Plain autograd over logits in `dtype`, some tokens at a time. Softmax, loss and the sum of
+    the head's gradient over the parts are in float32 where `dtype` has 16 bits.
+    """
     case = problem.setting.case
-    weight_VD = problem.weight_VD.detach().double().requires_grad_(problem.weight_VD.requires_grad)
+    wide = torch.promote_types(dtype, torch.float32)
+    weight_VD = problem.weight_VD.detach().to(dtype).requires_grad_(problem.weight_VD.requires_grad)
     teacher_VD = problem.teacher_weight_VD
-    teacher_VD = None if teacher_VD is None else teacher_VD.double()
-    tokens = problem.tokens.double()
+    teacher_VD = None if teacher_VD is None else teacher_VD.to(dtype)
+    tokens = problem.tokens.double() if dtype == torch.float64 else problem.tokens
     values, hidden_grads = [], []
+    weight_grad_VD: Tensor | None = None
     for lo, hi in _ranges(problem.setting.tokens, CHUNK_TOKENS):
-        hidden_CD = problem.hidden_TD.detach()[lo:hi].double().requires_grad_(case.backward)
-        student_CV = (hidden_CD @ weight_VD.t()).log_softmax(-1)
+        hidden_CD = problem.hidden_TD.detach()[lo:hi].to(dtype).requires_grad_(case.backward)
+        student_CV = (hidden_CD @ weight_VD.t()).to(wide).log_softmax(-1)
         if not case.backward:
             values.append(
                 torch.stack([chosen(student_CV, tokens.rows(lo, hi)), entropy(student_CV)])
@@ -208,19 +213,24 @@ def float64_answer(problem: Problem) -> Answer:
         teacher_CV = None
         if teacher_VD is not None:
             assert problem.teacher_hidden_TD is not None
-            teacher_CD = problem.teacher_hidden_TD[lo:hi].double()
-            teacher_CV = (teacher_CD @ teacher_VD.t()).log_softmax(-1)
-        loss = case.formula(student_CV, teacher_CV, tokens.rows(lo, hi)).sum()
-        loss.backward()
-        values.append(loss.detach().reshape(1))
-        assert hidden_CD.grad is not None
-        hidden_grads.append(hidden_CD.grad)
+            teacher_CD = problem.teacher_hidden_TD[lo:hi].to(dtype)
+            teacher_CV = (teacher_CD @ teacher_VD.t()).to(wide).log_softmax(-1)
+        loss_C = case.formula(student_CV, teacher_CV, tokens.rows(lo, hi))
+        leaves = [leaf for leaf in (hidden_CD, weight_VD) if leaf.requires_grad]
+        hidden_grad_CD, *of_weight = torch.autograd.grad(loss_C.sum(), leaves)
+        values.append(loss_C.detach())
+        hidden_grads.append(hidden_grad_CD)
+        for grad_VD in of_weight:
+            if weight_grad_VD is None:
+                weight_grad_VD = grad_VD.to(wide)
+            else:
+                weight_grad_VD += grad_VD
     if not case.backward:
         return Answer(torch.cat(values, dim=1).detach(), [])
     gradients = [torch.cat(hidden_grads)]
-    if weight_VD.grad is not None:
-        gradients.append(weight_VD.grad)
-    return Answer(torch.cat(values).sum(), gradients)
+    return Answer(
+        torch.cat(values), gradients if weight_grad_VD is None else [*gradients, weight_grad_VD]
+    )
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sdkernels.engine.chunks import default_chunk_bytes
 
+from .check import Bounds, WrongResult, bounds_of, errors_of
 from .floor import DeviceCopy, Floor
 from .machine import clocks
 from .measure import available_bytes, cache_bytes, peak_extra_bytes, seconds, spread
@@ -27,10 +28,6 @@ from .problem import Answer, Problem, Setting, float64_answer
 
 # The float64 answer of more tokens than this takes longer than everything else.
 CHECK_TOKENS = {"cpu": 2048, "cuda": 8192}
-# Relative L2 errors of value and gradient beyond which a result is wrong rather than rounded. Peers
-# that round logits to bfloat16 reach 20 % in gradients of a close teacher; that is shown, not
-# refused, up to the bound.
-WRONG = {4: (1e-3, 1e-2), 8: (1e-3, 1e-2), 2: (5e-2, 2.5e-1)}
 LEAST_REPEATS = 3
 
 
@@ -55,7 +52,8 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
     problem = Problem.make(setting)
     checked = problem.first(CHECK_TOKENS[setting.device.type])
     answer = float64_answer(checked)
-    rows = [checked_row(peer, checked, answer, setting) for peer in peers]
+    bounds = bounds_of(checked, answer)
+    rows = [checked_row(peer, checked, answer, bounds, setting) for peer in peers]
     del answer
     by_name = {peer.name: peer for peer in peers}
     running = [(row, by_name[row["peer"]]) for row in rows if row["status"] == "ok"]
@@ -84,6 +82,7 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
         "flops": setting.flops,
         "budget_bytes": default_chunk_bytes(setting.device),
         "checked_tokens": checked.setting.tokens,
+        "bounds": asdict(bounds),
         "clocks": {"before": before, "after": clocks(setting.device)},
         "floor": floor,
         "rows": rows,
@@ -97,55 +96,43 @@ def _teacher(setting: Setting) -> str:
 
 
 def call(peer: Peer, problem: Problem) -> Tensor | tuple[Tensor, Tensor]:
-    """One call with everything that belongs to it: forward, and backward if the case has one."""
+    """One call with everything that belongs to it: forward, and backward if the case has one.
+
+    Raises:
+        WrongResult: the loss is no single number.
+    """
     function = peer.calls[problem.setting.case.name]
     if not problem.setting.case.backward:
         with torch.no_grad():
             return function(problem)
     loss = function(problem)
-    assert isinstance(loss, Tensor)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        kind = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise WrongResult(f"result of shape {kind}, not []")
     if loss.requires_grad:
         loss.backward()
     return loss.detach()
 
 
-def checked_row(peer: Peer, problem: Problem, answer: Answer, setting: Setting) -> dict[str, Any]:
-    """The peer's row after the comparison: status, reason or errors."""
+def checked_row(
+    peer: Peer, problem: Problem, answer: Answer, bounds: Bounds, setting: Setting
+) -> dict[str, Any]:
+    """The peer's row after the comparison: status, reason or errors. Those of a result that has
+    none, since it has another shape or lacks a gradient, are None.
+    """
     row: dict[str, Any] = {"peer": peer.name, "title": peer.title, "status": "ok", "reason": None}
     why = peer.why_not(setting, available_bytes(setting.device))
     if why is not None:
         return row | {"status": "not run", "reason": why}
     problem.clear()
-    errors = _guarded(row, lambda: _errors(call(peer, problem), problem, answer))
+    errors = _guarded(row, lambda: errors_of(call(peer, problem), problem, answer))
     problem.clear()
     if errors is None:
         return row
     row["value_error"], row["gradient_error"] = errors
-    value_bound, gradient_bound = WRONG[setting.dtype.itemsize]
-    # A comparison that NaN fails too.
-    right = errors[0] <= value_bound and (errors[1] is None or errors[1] <= gradient_bound)
-    if not right:
-        row["status"] = "wrong"
-        row["reason"] = f"beyond {value_bound:g} in value or {gradient_bound:g} in gradient"
+    if not bounds.hold(*errors):
+        row |= {"status": "wrong", "reason": f"beyond {bounds}"}
     return row
-
-
-def _errors(
-    result: Tensor | tuple[Tensor, Tensor], problem: Problem, answer: Answer
-) -> tuple[float, float | None]:
-    """Relative L2 error of value and, the larger of hidden and head, of gradient."""
-    got = torch.stack(list(result)) if isinstance(result, tuple) else result
-    if got.shape != answer.value.shape:
-        raise RuntimeError(f"result of shape {list(got.shape)}, not {list(answer.value.shape)}")
-    value_error = _relative(got, answer.value)
-    if not answer.gradients:
-        return value_error, None
-    found = [_relative(*pair) for pair in zip(problem.gradients(), answer.gradients, strict=True)]
-    return value_error, max(found, key=lambda error: (error != error, error))
-
-
-def _relative(got: Tensor, want: Tensor) -> float:
-    return ((got.double() - want).norm() / want.norm()).item()
 
 
 def _measure_peak(row: dict[str, Any], problem: Problem, run: Callable[[], Any]) -> None:
@@ -161,6 +148,11 @@ def _guarded(row: dict[str, Any], step: Callable[[], Any]) -> Any:
     """Result of `step`; an error of the peer becomes its row's reason, and None comes back."""
     try:
         return step()
+    except WrongResult as error:
+        row |= {"status": "wrong", "reason": str(error)}
+        row.setdefault("value_error", None)
+        row.setdefault("gradient_error", None)
+        return None
     except Exception as error:
         row["status"] = "not run"
         row["reason"] = _reason(error)

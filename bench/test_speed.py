@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from . import cases, peers, shapes
+from .check import bounds_of
 from .floor import Floor
 from .problem import Problem, Setting, float64_answer
 from .runner import call, checked_row
@@ -41,7 +42,9 @@ def test_speed(benchmark: Any, case: str, name: str) -> None:
     """Right first, then timed."""
     (peer,) = peers.select([name], case)
     problem = Problem.make(setting(case))
-    row = checked_row(peer, problem, float64_answer(problem), problem.setting)
+    answer = float64_answer(problem)
+    bounds = bounds_of(problem, answer)
+    row = checked_row(peer, problem, answer, bounds, problem.setting)
     assert row["status"] == "ok", row
     benchmark.group = case
     benchmark.extra_info |= {key: row[key] for key in ("value_error", "gradient_error")}

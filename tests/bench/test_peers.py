@@ -4,6 +4,7 @@ import pytest
 
 from sdkernels.bench import peers
 from sdkernels.bench.cases import CASES
+from sdkernels.bench.check import bounds_of
 from sdkernels.bench.measure import available_bytes
 from sdkernels.bench.problem import Problem, float64_answer
 from sdkernels.bench.runner import checked_row
@@ -18,7 +19,8 @@ def pairs():
 
 def compare(peer, setting):
     problem = Problem.make(setting)
-    return checked_row(peer, problem, float64_answer(problem), setting)
+    answer = float64_answer(problem)
+    return checked_row(peer, problem, answer, bounds_of(problem, answer), setting)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

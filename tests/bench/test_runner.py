@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from sdkernels.bench import results, runner
+from sdkernels.bench import results, runner, tables
 from sdkernels.bench.peer import Peer, importable
-from sdkernels.bench.problem import Answer, Problem, float64_answer
+from sdkernels.bench.problem import Problem, float64_answer
 
 
 def rows(setting, peers, quick):
@@ -50,13 +50,19 @@ def test_nan_in_one_gradient_is_wrong_whatever_the_other(setting, eager, quick, 
     assert found["nan"]["status"] == "wrong"
 
 
-def test_a_missing_gradient_is_not_run(setting, quick):
+@pytest.mark.parametrize(("missing", "name"), [(0, "hidden"), (1, "weight")])
+def test_a_missing_gradient_is_wrong(setting, eager, quick, missing, name):
     def call(problem):
-        return problem.hidden_TD.detach().sum()
+        loss = eager.calls["kl-teacher-student"](problem)
+        loss.backward()
+        problem.leaves[missing].grad = None
+        return loss.detach()
 
-    _, found = rows(setting(), [peer("none", call)], quick)
-    assert found["none"]["status"] == "not run"
-    assert "no gradient for hidden" in found["none"]["reason"]
+    run, found = rows(setting(), [peer("none", call)], quick)
+    assert found["none"]["status"] == "wrong"
+    assert found["none"]["reason"] == f"no gradient for {name}"
+    results.check(results.assemble("test", {}, [run]))
+    assert f"WRONG: no gradient for {name}" in tables.table(run)
 
 
 def test_a_peer_without_its_package_is_listed_with_the_reason(setting, eager, quick):
@@ -130,7 +136,7 @@ def test_timing_goes_in_turns_and_starts_elsewhere_each_round(setting, monkeypat
     def loss(problem):
         return (problem.hidden_TD.sum() + problem.weight_VD.sum()) * 0.0
 
-    monkeypatch.setattr(runner, "_errors", lambda *_: (0.0, 0.0))
+    monkeypatch.setattr(runner, "errors_of", lambda *_: (0.0, 0.0))
     peers = [peer("a", fake("a")), peer("b", fake("b"))]
     runner.run(setting(), peers, runner.Effort(repeats=4, seconds=100))
     # Comparison; then floor, a, b / a, b, floor / b, floor, a / floor, a, b.
@@ -189,11 +195,43 @@ def test_forward_only_compares_both_outputs(setting, eager, quick):
     assert found["swapped"]["status"] == "wrong"
 
 
-def test_a_result_of_another_shape_is_an_error_not_a_broadcast(setting):
-    problem = Problem.make(setting())
-    answer = Answer(torch.ones(()), [])
-    with pytest.raises(RuntimeError, match=r"shape \[16\]"):
-        runner._errors(torch.ones(16), problem, answer)
+@pytest.mark.parametrize("graph", [True, False])
+def test_a_result_of_another_shape_is_wrong(setting, eager, quick, graph):
+    def call(problem):
+        loss = eager.calls["kl-teacher-student"](problem).expand(16)
+        return loss if graph else loss.detach()
+
+    run, found = rows(setting(), [peer("vector", call)], quick)
+    assert found["vector"]["status"] == "wrong"
+    assert found["vector"]["reason"] == "result of shape [16], not []"
+    assert "seconds" not in found["vector"]
+    results.check(results.assemble("test", {}, [run]))
+    assert "WRONG: result of shape" in tables.table(run)
+
+
+def test_outputs_of_another_shape_are_wrong_not_broadcast(setting, eager, quick):
+    case = "logprob-entropy-forward"
+
+    def column(problem):
+        return tuple(one.unsqueeze(-1) for one in eager.calls[case](problem))
+
+    _, found = rows(setting(case), [peer("column", column, case)], quick)
+    assert found["column"]["status"] == "wrong"
+    assert "shape [[16, 1], [16, 1]], not [[16], [16]]" in found["column"]["reason"]
+
+
+def test_a_shape_that_goes_wrong_while_it_is_timed_is_wrong_too(setting, eager, quick):
+    calls = []
+
+    def call(problem):
+        calls.append(None)
+        loss = eager.calls["kl-teacher-student"](problem)
+        return loss if len(calls) < 3 else loss.expand(2)
+
+    _, found = rows(setting(), [peer("flaky", call), eager], quick)
+    assert found["flaky"]["status"] == "wrong"
+    assert found["flaky"]["value_error"] < 1e-5
+    assert found["eager"]["seconds"]["repeats"] == 3
 
 
 def test_frozen_heads_are_compared_by_the_gradient_of_the_hidden_states(setting, eager, quick):
