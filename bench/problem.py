@@ -88,7 +88,7 @@ class Problem:
         if setting.case.teacher and setting.own_teacher:
             teacher_VD = weight_VD
         targets_T = torch.randint(shape.vocab, (count,), generator=generator, device=setting.device)
-        tokens = _tokens(hidden_TD, weight_VD, targets_T, normal)
+        tokens = _tokens(hidden_TD, weight_VD, targets_T, normal, setting.case.adv_scale)
         if teacher_TD is not None and teacher_VD is not None:
             # What a gap is measured in: its mean size, as a trainer takes it from a sequence.
             own_T, _ = _chosen_and_entropy(hidden_TD, weight_VD, targets_T)
@@ -235,7 +235,11 @@ def plain_answer(problem: Problem, dtype: torch.dtype) -> Answer:
 
 @torch.no_grad()
 def _tokens(
-    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, normal: Callable[..., Tensor]
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    normal: Callable[..., Tensor],
+    adv_scale: float,
 ) -> Tokens:
     """Inputs of the losses, as a batch of rollouts would bring them."""
     count = targets_T.shape[0]
@@ -243,7 +247,7 @@ def _tokens(
     # A threshold between the entropies, so that the gate pulls on most tokens and pushes on some.
     tau = entropy_T.kthvalue(max(1, int(0.8 * count))).values
     sigma = (entropy_T - entropy_T.mean()).abs().mean() + 1e-6
-    adv_B = normal(SEQUENCES)
+    adv_B = adv_scale * normal(SEQUENCES)
     return Tokens(
         targets=targets_T,
         logp_weight=normal(count),

@@ -22,6 +22,40 @@ def row_of(setting, call):
     return checked_row(one, problem, answer, bounds_of(problem, answer), setting)
 
 
+def divergence_scaled(by):
+    """DASD with the right value, and the gradient of its divergence multiplied by `by`."""
+
+    def call(problem):
+        student_TV, teacher_TV = log_softmaxes(problem)
+        surrogate = formulas.grpo(student_TV, None, problem.tokens)
+        divergence = formulas.dasd(student_TV, teacher_TV, problem.tokens) - surrogate
+        return (surrogate + by * divergence + (1 - by) * divergence.detach()).sum()
+
+    return call
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", ["40x300", "128x8192"])
+@pytest.mark.parametrize(("by", "status"), [(1, "ok"), (0, "wrong"), (-1, "wrong")])
+def test_dasd_needs_the_gradient_of_its_divergence(setting, dtype, shape, by, status):
+    row = row_of(setting("dasd", 64, shape, dtype=dtype), divergence_scaled(by))
+    assert row["status"] == status, row
+
+
+@pytest.mark.parametrize("shape", ["40x300", "128x8192"])
+def test_both_halves_of_dasd_weigh_about_the_same_in_its_gradient(setting, shape):
+    problem = Problem.make(setting("dasd", 64, shape))
+    norms = []
+    for left in ("adv", "divergence"):
+        problem.clear()
+        student_TV, teacher_TV = log_softmaxes(problem)
+        surrogate = formulas.grpo(student_TV, None, problem.tokens)
+        whole = formulas.dasd(student_TV, teacher_TV, problem.tokens)
+        (surrogate if left == "adv" else whole - surrogate).sum().backward()
+        norms.append(problem.hidden_TD.grad.norm().item())
+    assert 0.1 < norms[0] / norms[1] < 10
+
+
 def dropped(problem):
     """The last 8 tokens are left out."""
     return problem.setting.case.formula(*log_softmaxes(problem), problem.tokens)[:-8].sum()
