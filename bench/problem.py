@@ -56,6 +56,10 @@ class Setting:
 class Problem:
     """Inputs of one call. `hidden_TD` and, unless frozen, `weight_VD` are leaves that gradients are
     left in. Cases without a teacher have None there.
+
+    Attributes:
+        sequence_tokens: tokens of a sequence, which share an advantage; the last one may be
+            shorter.
     """
 
     setting: Setting
@@ -64,6 +68,7 @@ class Problem:
     teacher_hidden_TD: Tensor | None
     teacher_weight_VD: Tensor | None
     tokens: Tokens
+    sequence_tokens: int
 
     @classmethod
     def make(cls, setting: Setting, seed: int = 0) -> Problem:
@@ -88,14 +93,17 @@ class Problem:
         if setting.case.teacher and setting.own_teacher:
             teacher_VD = weight_VD
         targets_T = torch.randint(shape.vocab, (count,), generator=generator, device=setting.device)
-        tokens = _tokens(hidden_TD, weight_VD, targets_T, normal, setting.case.adv_scale)
+        length = -(-count // SEQUENCES)
+        adv_B = setting.case.adv_scale * normal(SEQUENCES)
+        adv_T = adv_B.repeat_interleave(length)[:count].contiguous()
+        tokens = _tokens(hidden_TD, weight_VD, targets_T, adv_T, normal)
         if teacher_TD is not None and teacher_VD is not None:
             # What a gap is measured in: its mean size, as a trainer takes it from a sequence.
             own_T, _ = _chosen_and_entropy(hidden_TD, weight_VD, targets_T)
             teacher_T, _ = _chosen_and_entropy(teacher_TD, teacher_VD, targets_T)
             scale = (teacher_T - own_T).abs().mean() + 1e-6
             tokens = replace(tokens, gap_scale=scale.expand(count).contiguous())
-        problem = cls(setting, hidden_TD, weight_VD, teacher_TD, teacher_VD, tokens)
+        problem = cls(setting, hidden_TD, weight_VD, teacher_TD, teacher_VD, tokens, length)
         problem._make_leaves()
         return problem
 
@@ -128,9 +136,13 @@ class Problem:
         self.hidden_TD.grad = self.weight_VD.grad = None
 
     def first(self, count: int) -> Problem:
-        """The first `count` tokens, with the same heads."""
+        """At most the first `count` tokens, with the same heads. They are whole sequences, which
+        some peers need; of one that is longer than `count`, its beginning.
+        """
         if count >= self.setting.tokens:
             return self
+        length = min(self.sequence_tokens, count)
+        count -= count % length
         teacher_TD = self.teacher_hidden_TD
         part = replace(
             self,
@@ -138,6 +150,7 @@ class Problem:
             hidden_TD=self.hidden_TD.detach()[:count],
             teacher_hidden_TD=None if teacher_TD is None else teacher_TD[:count],
             tokens=self.tokens.rows(0, count),
+            sequence_tokens=length,
         )
         part._make_leaves()
         return part
@@ -238,8 +251,8 @@ def _tokens(
     hidden_TD: Tensor,
     weight_VD: Tensor,
     targets_T: Tensor,
+    adv_T: Tensor,
     normal: Callable[..., Tensor],
-    adv_scale: float,
 ) -> Tokens:
     """Inputs of the losses, as a batch of rollouts would bring them."""
     count = targets_T.shape[0]
@@ -247,12 +260,11 @@ def _tokens(
     # A threshold between the entropies, so that the gate pulls on most tokens and pushes on some.
     tau = entropy_T.kthvalue(max(1, int(0.8 * count))).values
     sigma = (entropy_T - entropy_T.mean()).abs().mean() + 1e-6
-    adv_B = adv_scale * normal(SEQUENCES)
     return Tokens(
         targets=targets_T,
         logp_weight=normal(count),
         entropy_weight=normal(count),
-        adv=adv_B.repeat_interleave(-(-count // SEQUENCES))[:count].contiguous(),
+        adv=adv_T,
         old_logp=(logp_T + 0.3 * normal(count)).clamp(max=0.0),
         tau=tau.expand(count).contiguous(),
         sigma=sigma.expand(count).contiguous(),

@@ -24,7 +24,7 @@ def _grpo(compiled: bool) -> Call:
     def call(problem: Problem) -> Tensor:
         from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
 
-        tok, shape = problem.tokens, (SEQUENCES, -1)
+        tok, shape = problem.tokens, (-1, problem.sequence_tokens)
         module = LigerFusedLinearGRPOLoss(
             beta=0.0,
             compiled=compiled,
@@ -34,7 +34,7 @@ def _grpo(compiled: bool) -> Call:
             loss_type="dapo",
         )
         mean, _ = module(
-            problem.hidden_TD.view(SEQUENCES, -1, problem.setting.shape.hidden),
+            problem.hidden_TD.view(*shape, problem.setting.shape.hidden),
             problem.weight_VD,
             tok.targets.view(shape),
             torch.ones_like(tok.adv).view(shape),

@@ -45,6 +45,20 @@ def test_copies_are_equal_lie_elsewhere_and_exceed_the_cache(setting):
     assert len(problem.copies(cache_bytes=0)) == 1
 
 
+@pytest.mark.parametrize(
+    ("tokens", "count", "kept", "length"),
+    [(64, 20, 16, 8), (64, 16, 16, 8), (61, 60, 56, 8), (64, 5, 5, 5), (64, 64, 64, 8)],
+)
+def test_the_first_tokens_are_whole_sequences(setting, tokens, count, kept, length):
+    problem = Problem.make(setting("grpo", tokens=tokens)).first(count)
+    assert problem.setting.tokens == kept
+    assert problem.sequence_tokens == length
+    assert {len(value) for _, value in problem.tokens.items()} == {kept}
+    adv_BL = problem.tokens.adv.view(-1, length)
+    assert torch.equal(adv_BL, adv_BL[:, :1].expand_as(adv_BL))
+    assert len(set(adv_BL[:, 0].tolist())) == len(adv_BL)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("frozen", [False, True])
 def test_what_takes_a_gradient(setting, case, frozen):
