@@ -24,6 +24,13 @@ def _outputs(problem: Problem) -> tuple[Tensor, Tensor]:
     return logp_T, entropy_T
 
 
+def _nll(problem: Problem) -> Tensor:
+    # Not `.sum()` alone: its gradient is expanded, and verl's backward pass asserts that it is
+    # contiguous.
+    logp_T, _ = _outputs(problem)
+    return (logp_T * logp_T.new_full(logp_T.shape, -1.0)).sum()
+
+
 def _weighted(problem: Problem) -> Tensor:
     logp_T, entropy_T = _outputs(problem)
     tok = problem.tokens
@@ -37,7 +44,7 @@ PEERS = [
         {
             "logprob-entropy-forward": _outputs,
             "logprob-entropy": _weighted,
-            "nll": lambda problem: -_outputs(problem)[0].sum(),
+            "nll": _nll,
             "grpo": lambda problem: clipped_surrogate(_outputs(problem)[0], problem.tokens).sum(),
         },
         first_of(on_gpu, _alignment, importable("verl.utils.kernel.linear_cross_entropy", "verl")),

@@ -1,11 +1,54 @@
 """What single adapters owe the libraries that they call."""
 
+import sys
+from types import ModuleType
+
 import pytest
+import torch
 
 from sdkernels.bench import peers
 from sdkernels.bench.check import bounds_of
+from sdkernels.bench.peer import Peer
 from sdkernels.bench.problem import Problem, float64_answer
 from sdkernels.bench.runner import checked_row
+
+
+class VerlsContract(torch.autograd.Function):
+    """log-prob and entropy with the assertion of verl 0.9.1, kernels.py line 1553."""
+
+    @staticmethod
+    def forward(ctx, hidden_TD, weight_VD, targets_T, temperature, reduction, group):
+        logp_TV = (hidden_TD @ weight_VD.t()).log_softmax(-1)
+        ctx.save_for_backward(hidden_TD, weight_VD, targets_T, logp_TV)
+        chosen_T = logp_TV.gather(-1, targets_T[:, None])[:, 0]
+        return chosen_T, -(logp_TV.exp() * logp_TV).sum(-1)
+
+    @staticmethod
+    def backward(ctx, of_logp_T, of_entropy_T):
+        assert of_logp_T.is_contiguous()
+        assert of_entropy_T.is_contiguous()
+        hidden_TD, weight_VD, targets_T, logp_TV = ctx.saved_tensors
+        prob_TV = logp_TV.exp()
+        entropy_T = -(prob_TV * logp_TV).sum(-1)
+        dz_TV = -prob_TV * of_logp_T[:, None]
+        dz_TV -= of_entropy_T[:, None] * prob_TV * (logp_TV + entropy_T[:, None])
+        dz_TV[torch.arange(len(targets_T)), targets_T] += of_logp_T
+        return dz_TV @ weight_VD, dz_TV.t() @ hidden_TD, None, None, None, None
+
+
+@pytest.mark.parametrize("case", peers.load()["verl"].calls)
+def test_verl_gets_the_contiguous_gradients_that_it_asserts(setting, monkeypatch, case):
+    name = "verl.utils.kernel.linear_cross_entropy"
+    for package in ("verl", "verl.utils", "verl.utils.kernel"):
+        monkeypatch.setitem(sys.modules, package, ModuleType(package))
+    module = ModuleType(name)
+    module.linear_cross_entropy = VerlsContract.apply
+    monkeypatch.setitem(sys.modules, name, module)
+    problem = Problem.make(setting(case))
+    answer = float64_answer(problem)
+    here = Peer("verl", "verl", peers.load()["verl"].calls)
+    row = checked_row(here, problem, answer, bounds_of(problem, answer), problem.setting)
+    assert row["status"] == "ok", row
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
