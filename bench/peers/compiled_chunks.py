@@ -45,23 +45,32 @@ def _compiled(case: str) -> Callable[..., Any]:
 
 
 def _call(problem: Problem) -> Tensor | tuple[Tensor, Tensor]:
+    """Each chunk's hidden states are a leaf of their own: the gradient of a slice of the whole
+    would be a tensor of all tokens, zero elsewhere, once a chunk.
+    """
     chunk = _compiled(problem.setting.case.name)
+    backward, hidden_TD = problem.setting.case.backward, problem.hidden_TD.detach()
+    grad_TD = torch.empty_like(hidden_TD) if backward else None
     found = []
     for lo in range(0, problem.setting.tokens, CHUNK_TOKENS):
         rows = slice(lo, lo + CHUNK_TOKENS)
         teacher_TD = problem.teacher_hidden_TD
+        hidden_CD = hidden_TD[rows].requires_grad_(backward)
         result = chunk(
-            problem.hidden_TD[rows],
+            hidden_CD,
             problem.weight_VD,
             None if teacher_TD is None else teacher_TD[rows],
             problem.teacher_weight_VD,
             dict(problem.tokens.rows(lo, lo + CHUNK_TOKENS).items()),
         )
-        if problem.setting.case.backward:
+        if grad_TD is not None:
             result.backward()
+            assert hidden_CD.grad is not None
+            grad_TD[rows] = hidden_CD.grad
             result = result.detach()
         found.append(result)
-    if problem.setting.case.backward:
+    if grad_TD is not None:
+        problem.hidden_TD.grad = grad_TD
         return torch.stack(found).sum()
     logps, entropies = zip(*found, strict=True)
     return torch.cat(logps), torch.cat(entropies)

@@ -9,6 +9,7 @@ import torch
 from sdkernels.bench import peers
 from sdkernels.bench.check import bounds_of
 from sdkernels.bench.peer import Peer
+from sdkernels.bench.peers import compiled_chunks
 from sdkernels.bench.problem import Problem, float64_answer
 from sdkernels.bench.runner import checked_row
 
@@ -49,6 +50,42 @@ def test_verl_gets_the_contiguous_gradients_that_it_asserts(setting, monkeypatch
     here = Peer("verl", "verl", peers.load()["verl"].calls)
     row = checked_row(here, problem, answer, bounds_of(problem, answer), problem.setting)
     assert row["status"] == "ok", row
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_chunks_do_not_pay_for_all_tokens_and_give_the_same_bits(setting, monkeypatch, frozen):
+    plain = compiled_chunks._compiled.__wrapped__
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    chunk, seen = plain("kl-teacher-student"), []
+
+    def watched(hidden_CD, *rest):
+        seen.append(hidden_CD)
+        return chunk(hidden_CD, *rest)
+
+    monkeypatch.setattr(compiled_chunks, "_compiled", lambda case: watched)
+    monkeypatch.setattr(compiled_chunks, "CHUNK_TOKENS", 6)
+    problem = Problem.make(setting(tokens=16, frozen=frozen))
+    value = compiled_chunks._call(problem)
+    got = [leaf.grad for leaf in problem.leaves]
+    assert [len(one) for one in seen] == [6, 6, 4]
+    assert all(one.is_leaf for one in seen)
+
+    problem.clear()
+    losses = []
+    for lo in range(0, 16, 6):
+        rows = slice(lo, lo + 6)
+        loss = chunk(
+            problem.hidden_TD[rows],
+            problem.weight_VD,
+            problem.teacher_hidden_TD[rows],
+            problem.teacher_weight_VD,
+            dict(problem.tokens.rows(lo, lo + 6).items()),
+        )
+        loss.backward()
+        losses.append(loss.detach())
+    assert torch.equal(value, torch.stack(losses).sum())
+    for one, leaf in zip(got, problem.leaves, strict=True):
+        assert torch.equal(one, leaf.grad)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
