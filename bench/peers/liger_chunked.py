@@ -19,19 +19,20 @@ def _divergence(beta: float, chunk_tokens: int, compiled: bool) -> Call:
 
         module = LigerFusedLinearJSDLoss(
             weight_hard_loss=0.0,
-            weight_soft_loss=1.0,
+            # The sum instead of the mean. A product outside would make the upstream gradient
+            # other than 1, for which Liger passes over the gradients once more.
+            weight_soft_loss=float(problem.setting.tokens),
             beta=beta,
             compiled=compiled,
             chunk_size=chunk_tokens,
         )
-        mean = module(
+        return module(
             problem.hidden_TD,
             problem.weight_VD,
             problem.teacher_hidden_TD,
             problem.teacher_weight_VD,
             problem.tokens.targets,
         )
-        return problem.setting.tokens * mean
 
     return call
 

@@ -33,15 +33,18 @@ def _grpo(compiled: bool) -> Call:
             epsilon_high=CLIP_HIGH,
             loss_type="dapo",
         )
-        mean, _ = module(
+        loss, _ = module(
             problem.hidden_TD.view(*shape, problem.setting.shape.hidden),
             problem.weight_VD,
             tok.targets.view(shape),
             torch.ones_like(tok.adv).view(shape),
             tok.adv.view(shape)[:, 0].contiguous(),
             old_per_token_logps=tok.old_logp.view(shape),
+            # The sum instead of the mean over the tokens. A product outside would make the
+            # upstream gradient other than 1, for which Liger passes over the gradients once more.
+            num_items_in_batch=1,
         )
-        return problem.setting.tokens * mean
+        return loss
 
     return call
 

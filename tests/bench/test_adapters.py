@@ -13,6 +13,8 @@ from sdkernels.bench.peers import compiled_chunks
 from sdkernels.bench.problem import Problem, float64_answer
 from sdkernels.bench.runner import checked_row
 
+LIGER = [name for name in peers.load() if name.startswith(("liger-chunked", "liger-grpo"))]
+
 
 class VerlsContract(torch.autograd.Function):
     """log-prob and entropy with the assertion of verl 0.9.1, kernels.py line 1553."""
@@ -86,6 +88,17 @@ def test_chunks_do_not_pay_for_all_tokens_and_give_the_same_bits(setting, monkey
     assert torch.equal(value, torch.stack(losses).sum())
     for one, leaf in zip(got, problem.leaves, strict=True):
         assert torch.equal(one, leaf.grad)
+
+
+@pytest.mark.parametrize("name", [name for name in LIGER if "compiled" not in name])
+def test_ligers_gradients_are_not_passed_over_once_more(setting, name):
+    """Its backward pass multiplies them by the upstream gradient unless that is 1."""
+    peer = peers.load()[name]
+    case = "grpo" if "grpo" in name else "kl-teacher-student"
+    if peer.why_not(setting(case), None) is not None:
+        pytest.skip("Liger is not installed")
+    loss = peer.calls[case](Problem.make(setting(case)))
+    assert "Liger" in loss.grad_fn.name()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
