@@ -43,9 +43,14 @@ def select(names: list[str] | None, case: str) -> list[Peer]:
     """The peers called `names`, also where they lack the case; None: all that have it.
 
     Raises:
-        ValueError: an unknown name; the message suggests the nearest.
+        ValueError: an unknown name; the message suggests the nearest. A name that comes twice:
+            both rows would share their times.
     """
     known = load()
     if names is None:
         return [peer for peer in known.values() if case in peer.calls]
-    return [known[pick("peer", name, known)] for name in names]
+    found = [pick("peer", name, known) for name in names]
+    for name in found:
+        if found.count(name) > 1:
+            raise ValueError(f"peer {name!r} comes {found.count(name)} times; name it once")
+    return [known[name] for name in found]

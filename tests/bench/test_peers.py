@@ -81,6 +81,12 @@ def test_names_pick_peers_also_without_the_case_and_suggest_the_nearest():
         peers.select(["liger_jds"], "jsd")
 
 
+def test_a_peer_named_twice_is_refused(setting):
+    """Both rows would take their times from one list."""
+    with pytest.raises(ValueError, match="peer 'eager' comes 2 times"):
+        peers.select(["eager", "sdkernels", "Eager"], "jsd")
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_peers_on_gpus_say_so_here(setting, case):
     for peer in peers.select(None, case):
