@@ -54,6 +54,7 @@ def test_every_context_goes_through_the_trainer(make_trainer, tokenizer, name):
         critic=Echo() if contexts.get(name).generates else None,
         max_completion_length=24,
         rollout=FixedRollout(tokenizer, text="Answer: 3"),  # right for the first problem
+        num_generations=max(2, contexts.get(name).least_group),
         per_device_train_batch_size=8,
     )
     trainer.train()
