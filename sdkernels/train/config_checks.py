@@ -160,6 +160,11 @@ def check_combinations(config: SelfDistillConfig) -> None:
             "with "
             f"teacher_model_kind={config.teacher_model_kind!r}; set teacher_model_kind='external'"
         )
+    if config.teacher_model_kind == "trust_region" and config.teacher_update_rate == 1:
+        raise ValueError(
+            "teacher_update_rate=1 with teacher_model_kind='trust_region': expected a number below "
+            "1, since with 1 nothing of the frozen model is left; that is teacher_model_kind='live'"
+        )
     if config.remove_unused_columns:
         raise ValueError(
             "remove_unused_columns=True: examples are not model inputs, so it must stay off"

@@ -66,6 +66,20 @@ def check_method(config: SelfDistillConfig, recipe: Recipe, context: Context) ->
         )
 
 
+def check_support_size(recipe: Recipe, vocab: int) -> None:
+    """Refuse a support of more entries than the model's vocabulary has.
+
+    Raises:
+        ValueError: the setting, and the largest value that it can take.
+    """
+    topk = recipe.engine.get("topk")
+    if topk is not None and topk > vocab:
+        raise ValueError(
+            f"recipe_args topk={topk}: the vocabulary of the model has {vocab} entries; set "
+            f"{vocab} or less"
+        )
+
+
 def _check_contrast(config: SelfDistillConfig, recipe: Recipe, context: Context) -> None:
     if "second_teacher_logp" in recipe.inputs and context.name != "contrastive":
         raise ValueError(
@@ -128,6 +142,12 @@ def _check_group_size(config: SelfDistillConfig, recipe: Recipe, context: Contex
         raise ValueError(
             f"num_generations=1: recipe {recipe.name!r} compares the rollouts of a prompt, and a "
             "group of one has advantage 0; set 2 or more"
+        )
+    if size == 1 and "adv" in recipe.inputs:
+        logger.warning(
+            "num_generations=1: the verifier's advantage in recipe %s compares the rollouts of a "
+            "prompt, and is 0 in a group of one: the teacher alone trains; set 2 or more",
+            recipe.name,
         )
     if "teacher" in recipe.needs and size < context.least_group:
         raise ValueError(

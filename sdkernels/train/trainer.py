@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from sdkernels import contexts, recipes
 from sdkernels.contexts import Example, Services
-from sdkernels.engine import TokenStats
+from sdkernels.engine import LMHead, TokenStats
 from sdkernels.train.batch import MicroBatch, Row
 from sdkernels.train.config import SelfDistillConfig
 from sdkernels.train.dataset_rollout import DatasetRollout
@@ -26,7 +26,7 @@ from sdkernels.train.forward import run_inside_forward
 from sdkernels.train.hooks import StepHooks, use_compact_progress
 from sdkernels.train.interrupt import StopRequest
 from sdkernels.train.loading import context_window
-from sdkernels.train.method_checks import check_method
+from sdkernels.train.method_checks import check_method, check_support_size
 from sdkernels.train.method_passes import MethodPasses
 from sdkernels.train.policy_passes import PolicyPasses
 from sdkernels.train.prepare import StepBuilder, context_limit, sampling_of_evaluation
@@ -92,6 +92,8 @@ class SelfDistillTrainer(RolloutTrainer):
         recipe = recipes.get(args.recipe, **args.mapping("recipe_args"))
         context = contexts.get(args.context, **args.mapping("context_args"))
         check_method(args, recipe, context)
+        head = LMHead.from_model(model, valid_vocab=args.valid_vocab)
+        check_support_size(recipe, head.total_vocab)
         self.stop = StopRequest()
         self.teacher = self._make_teacher(args, recipe, model, teacher_model)
         window = _narrower(context_window(model), teacher_model)

@@ -22,6 +22,10 @@ from sdkernels.train.config import SelfDistillConfig
             {"teacher_update_rate": 0.0},
             "=0.0: expected a number above 0, at most 1; it is the share",
         ),
+        (
+            {"teacher_model_kind": "trust_region", "teacher_update_rate": 1.0},
+            "teacher_update_rate=1 with teacher_model_kind='trust_region': expected a number below",
+        ),
         ({"teacher_update_rate": 1.5}, "expected a number above 0, at most 1"),
         ({"rollout_backend": "server"}, "needs rollout_server_url"),
         (

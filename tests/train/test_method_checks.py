@@ -151,6 +151,19 @@ def test_another_context_than_the_published_one_is_used_and_named(tmp_path, capl
     assert "with reference_solution it trains on what that gives" in caplog.text
 
 
+def test_an_advantage_over_a_group_of_one_is_named_as_idle(tmp_path, caplog):
+    hybrid = {"recipe": "sdpo", "recipe_args": {"support": "sampled", "grpo_weight": 0.5}}
+    for settings in ({"recipe": "dasd"}, {"recipe": "antisd"}, {"recipe": "srpo"}, hybrid):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            check(tmp_path, **settings, num_generations=1)
+        assert f"advantage in recipe {settings['recipe']} compares the rollouts" in caplog.text
+        caplog.clear()
+        check(tmp_path, **settings, num_generations=2)
+        check(tmp_path, recipe="sdpo", num_generations=1)
+        assert not caplog.text
+
+
 def test_settings_of_the_importance_ratio_are_named_as_idle(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         check(tmp_path, recipe="sdpo", recipe_args={"is_clip": 1.5})

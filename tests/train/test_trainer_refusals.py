@@ -22,6 +22,12 @@ def test_refusals_name_the_row(make_trainer, make_problems):
     unjudged = [Example(id="y", prompt=problems[0].prompt, metadata={"row": "row 9"})]
     with pytest.raises(ValueError, match="row 9: can't be verified"):
         make_trainer(examples=unjudged, recipe="grpo")
+    for context, fields in (
+        ("sibling_solution", "`answer`"),
+        ("verifier_feedback", "`answer` or `feedback`"),
+    ):
+        with pytest.raises(ValueError, match=rf"needs {fields}, which 1 of 3 .*row 9 \(id 'y'\)"):
+            make_trainer(examples=[*problems[:2], *unjudged], recipe="sdpo", context=context)
     with pytest.raises(ValueError, match="dataset is empty"):
         make_trainer(examples=[])
 
@@ -35,6 +41,17 @@ def test_a_solution_longer_than_the_window_is_refused_or_cut(make_trainer, make_
     trainer = make_trainer(**settings, truncate_context=True, max_steps=1)
     trainer.train()
     assert trainer.builder.services.counts["truncated"] >= 1
+
+
+def test_a_support_of_more_than_the_vocabulary(make_trainer, tokenizer):
+    size = len(tokenizer)
+    settings = {"recipe": "opsd", "context": "hint"}
+    support = {"support": "student_topk", "topk": size + 1}
+    with pytest.raises(
+        ValueError, match=rf"topk={size + 1}: the vocabulary .* has {size} entries; set {size} or"
+    ):
+        make_trainer(**settings, recipe_args=support)
+    make_trainer(**settings, recipe_args={**support, "topk": size})
 
 
 def test_a_window_that_leaves_no_room(make_trainer):
