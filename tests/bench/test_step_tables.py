@@ -53,6 +53,17 @@ def test_a_reason_stays_in_its_cell(table: Any) -> None:
     assert lines[2].startswith("| TRL | not run: either a\\|b or c | |")
 
 
+def test_a_step_that_trains_fewer_tokens_shows_the_reason_for_having_no_ratio() -> None:
+    rows = [
+        {"name": "a", "seconds": 1.0, "of_sdpo": 1.07},
+        {"name": "b", "seconds": 0.5, "not_compared": "trains 16 of SDPO's 32 tokens"},
+    ]
+    assert step_tables.methods_table({"rows": rows}).splitlines()[2:] == [
+        "| a | 1.00 | 107% |",
+        "| b | 0.50 | trains 16 of SDPO's 32 tokens |",
+    ]
+
+
 def test_a_block_says_which_packages_are_missing() -> None:
     facts = machine(torch.device("cpu"))
     facts["versions"] |= {"torch": "2.0", "trl": None}
