@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import torch
 
 # Larger than the L3 slice of one socket part where the system does not tell its caches.
 UNKNOWN_CACHE_BYTES = 64 << 20
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def seconds(run: Callable[[], object], device: torch.device) -> float:
@@ -52,7 +55,8 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | N
 
     On a GPU what the allocator handed out. On Linux resident memory: writing 5 to `clear_refs`
     resets its peak, and memory that earlier calls freed goes back to the system first, so that it
-    does not hide a later peak.
+    does not hide a later peak. During the call every larger block comes from the system and goes
+    back to it (`_blocks_of_their_own`), so that the figure is what was asked for.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -71,7 +75,8 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | N
     except OSError:
         return None
     before = _field(status, "VmRSS")
-    run()
+    with _blocks_of_their_own():
+        run()
     return _field(status, "VmHWM") - before
 
 
@@ -98,10 +103,39 @@ def cache_bytes(device: torch.device) -> int:
 
 
 def _give_back_freed_memory() -> None:
+    libc = _glibc()
+    if libc is not None:
+        libc.malloc_trim(0)  # elsewhere freed blocks stay, and the figure is a lower bound
+
+
+@contextmanager
+def _blocks_of_their_own() -> Iterator[None]:
+    """Where glibc allocates, blocks of 64 KiB and more have a mapping each.
+
+    glibc raises the size from which they have, up to 32 MiB, as such blocks are freed. Smaller ones
+    then lie in heaps that fragment and keep what is freed: peers showed up to twice of what they
+    allocate, and another figure in each process. Afterwards both thresholds are at what they would
+    have risen to; for a timed call a mapping for each block would cost page faults.
+    """
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_MMAP_THRESHOLD, 64 << 10)
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return  # not glibc: its freed blocks stay, and the figure is a lower bound
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        libc.mallopt(_M_TRIM_THRESHOLD, 64 << 20)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    try:
+        libc = ctypes.CDLL(None)
+        libc.gnu_get_libc_version  # noqa: B018
+    except (AttributeError, OSError, TypeError):
+        return None
+    return libc
 
 
 def _field(status: Path, name: str) -> int:
