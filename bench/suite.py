@@ -12,6 +12,7 @@ import torch
 
 from . import cases, peers, shapes
 from .cases import CASES
+from .measure import available_bytes
 from .peer import Peer
 from .problem import Setting
 from .record import Record
@@ -135,10 +136,33 @@ def run_jobs(
             if limit_seconds is not None and spent + job.effort.seconds > limit_seconds:
                 record.leave_out(f"{limit_seconds:.0f} s were given, {spent:.0f} s were spent")
                 continue
+            reason = too_large(job.setting)
+            if reason is not None:
+                record.leave_out(reason)
+                continue
             found = run(job.setting, job.peers, job.effort)
             record.add(found)
             say(f"[{time.perf_counter() - started:4.0f} s] {heading(found)}")
     return record
+
+
+def too_large(setting: Setting) -> str | None:
+    """Why the inputs and the float64 answer do not fit into the memory of a CPU; None: they may.
+
+    A GPU answers with an error; here the system would end the process, or another one. It is a
+    lower bound: what peers need comes on top.
+    """
+    free = available_bytes(setting.device)
+    if setting.device.type != "cpu" or free is None:
+        return None
+    models = 2 if setting.case.teacher and not setting.own_teacher else 1
+    # In float64: every head, and the gradient of the student's, twice while a part is added to it.
+    doubles = 8 * (models + (2 if setting.case.backward and not setting.frozen else 0))
+    needed = (models * setting.dtype.itemsize + doubles) * setting.shape.vocab
+    needed *= setting.shape.hidden
+    if needed <= free:
+        return None
+    return f"needs about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"
 
 
 def _to_stderr(line: str) -> None:

@@ -76,3 +76,25 @@ def test_what_ends_the_suite_leaves_what_was_measured(monkeypatch, tmp_path, cap
     assert "| floor: 3 bare matrix products" in text
     assert "left out: grpo, tiny, T = 16: not reached" in text
     assert f"written to {path}" in text
+
+
+def test_what_cannot_fit_into_memory_is_left_out(monkeypatch, tmp_path):
+    entries = [
+        suite.Entry("jsd", shape, 16, 0.01, peers=("eager",)) for shape in ("qwen3-8b", "tiny")
+    ]
+    monkeypatch.setattr(suite, "available_bytes", lambda device: 16 << 30)
+    made = []
+
+    def run(setting, *more):
+        made.append(setting.shape.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suite, "run", run)
+    path = tmp_path / "cpu.json"
+    with pytest.raises(KeyboardInterrupt):
+        suite.run_jobs(suite.jobs(entries, CPU), "c", path)
+    assert made == ["tiny"]
+    reasons = {entry["shape"]: entry["reason"] for entry in results.read(path)["left_out"]}
+    assert reasons["qwen3-8b"] == "needs about 23 GiB, 16 GiB are free"
+    # The example of the README.
+    assert suite.too_large(suite.Entry("jsd", "qwen3-0.6b", 1024, 1).setting(CPU)) is None
