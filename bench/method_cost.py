@@ -96,11 +96,9 @@ def methods_of(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     if options.recipes:
         for name in recipes.names():
             recipe = recipes.get(name)
-            method: dict[str, Any] = {"recipe": name}
-            if "teacher" in recipe.needs:  # one that brings its own context is measured with that
-                context, args = recipe.context or ("reference_solution", {})
-                method |= {"context": context, "context_args": args}
-            methods.append((f"recipe {name}", method))
+            own = recipe.context is not None or "teacher" not in recipe.needs
+            context = {} if own else {"context": "reference_solution"}
+            methods.append((f"recipe {name}", {"recipe": name, **context}))
     if options.contexts:
         for name in contexts.names():
             args = FULL_SETTINGS.get(name)

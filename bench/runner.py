@@ -57,15 +57,11 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
     del answer
     by_name = {peer.name: peer for peer in peers}
     running = [(row, by_name[row["peer"]]) for row in rows if row["status"] == "ok"]
-    # Where the check was a call of this size there is nothing left to warm up. On a GPU a measured
-    # call begins with an empty allocator, which takes time.
-    apart = checked is not problem or setting.device.type == "cuda"
-    if apart:
-        for row, peer in running:
-            _measure_peak(row, problem, partial(call, peer, problem))
-        running = [(row, peer) for row, peer in running if row["status"] == "ok"]
+    for row, peer in running:
+        _measure_peak(row, problem, partial(call, peer, problem))
+    running = [(row, peer) for row, peer in running if row["status"] == "ok"]
     before = clocks(setting.device)
-    floor = _time_all(problem, running, effort, with_peaks=not apart)
+    floor = _time_all(problem, running, effort)
     return {
         "case": setting.case.name,
         "title": setting.case.title,
@@ -136,7 +132,9 @@ def checked_row(
 
 
 def _measure_peak(row: dict[str, Any], problem: Problem, run: Callable[[], Any]) -> None:
-    """Call `run` and note the peak of memory beyond inputs and the gradients that stay."""
+    """Call `run` and note the peak of memory beyond inputs and the gradients that stay; also the
+    warm-up at this size.
+    """
     problem.clear()
     extra = _guarded(row, partial(peak_extra_bytes, run, problem.setting.device))
     problem.clear()
@@ -167,21 +165,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _time(taken: list[float], run: Callable[[], Any], device: torch.device) -> None:
-    taken.append(seconds(run, device))
-
-
 def _time_all(
     problem: Problem,
     running: list[tuple[dict[str, Any], Peer]],
     effort: Effort,
-    *,
-    with_peaks: bool,
 ) -> dict[str, Any]:
-    """Time the floor, the device copy and every peer in turns; fill the rows, return the floor.
-
-    `with_peaks`: take the peak of memory in the first round, around the clock.
-    """
+    """Time the floor, the device copy and every peer in turns; fill the rows, return the floor."""
     setting = problem.setting
     problems = problem.copies(cache_bytes(setting.device))
     floor, copy = Floor(problem), DeviceCopy(setting.device)
@@ -202,14 +191,11 @@ def _time_all(
                 times["floor"].append(seconds(partial(floor, inputs), setting.device))
                 continue
             row, peer = turn
-            taken = times.setdefault(peer.name, [])
-            timed = partial(_time, taken, partial(call, peer, inputs), setting.device)
-            if with_peaks and repeat == 0:
-                _measure_peak(row, inputs, timed)
-            else:
-                _guarded(row, timed)
-            if row["status"] != "ok":
+            took = _guarded(row, partial(seconds, partial(call, peer, inputs), setting.device))
+            if took is None:
                 running.remove(turn)
+            else:
+                times.setdefault(peer.name, []).append(took)
         inputs.clear()
         now = time.perf_counter()
         over = now - started + (now - round_started) > effort.seconds

@@ -139,8 +139,8 @@ def test_timing_goes_in_turns_and_starts_elsewhere_each_round(setting, monkeypat
     monkeypatch.setattr(runner, "errors_of", lambda *_: (0.0, 0.0))
     peers = [peer("a", fake("a")), peer("b", fake("b"))]
     runner.run(setting(), peers, runner.Effort(repeats=4, seconds=100))
-    # Comparison; then floor, a, b / a, b, floor / b, floor, a / floor, a, b.
-    assert order == ["a", "b"] + ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]
+    # Comparison, memory; then floor, a, b / a, b, floor / b, floor, a / floor, a, b.
+    assert order == ["a", "b"] + ["a", "b"] + ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]
 
 
 def test_repeats_end_with_the_time(setting, eager):
@@ -163,12 +163,7 @@ def test_long_inputs_are_compared_on_their_first_tokens(setting, eager, monkeypa
     assert seen == [8, 16, 16, 16, 16]
 
 
-@pytest.mark.parametrize("checked", [16, 8])
-def test_memory_is_taken_in_the_first_round_or_before_it(
-    setting, eager, monkeypatch, quick, checked
-):
-    monkeypatch.setattr(runner, "CHECK_TOKENS", {"cpu": checked})
-
+def test_memory_is_that_of_a_call_of_its_own(setting, eager, quick):
     def call(problem):
         torch.ones(8 << 20)  # 32 MiB, freed at once
         return eager.calls["kl-teacher-student"](problem)
