@@ -37,10 +37,11 @@ def test_peak_memory_sees_what_is_freed_again_before_the_end():
         torch.ones(8 * MIB, dtype=torch.uint8)
 
     torch.ones(128 * MIB, dtype=torch.uint8)  # freed before: must hide nothing
-    extra = measure.peak_extra_bytes(run, CPU)
-    if extra is None:
+    # Other threads of the process may take memory meanwhile, but not each time.
+    found = [measure.peak_extra_bytes(run, CPU) for _ in range(3)]
+    if None in found:
         pytest.skip("this system does not reset its memory peak")
-    assert 62 * MIB <= extra <= 72 * MIB
+    assert 62 * MIB <= min(found) <= 72 * MIB
 
 
 def test_small_blocks_that_were_freed_do_not_hide_a_later_peak():

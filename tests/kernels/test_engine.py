@@ -141,6 +141,7 @@ def test_auto_says_so_after_the_same_rows_were_asked_for(
     monkeypatch.setattr(rows, "_announced", set())
     name = rows.resolve_backend("auto", DEVICE).name
     rows._announced.clear()
+    caplog.clear()  # the logger's level may be that of the command line already
     with caplog.at_level(logging.INFO, "sdkernels"):
         rows.resolve_backend(name, DEVICE)
         rows.resolve_backend("auto", DEVICE)
