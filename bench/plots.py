@@ -194,6 +194,10 @@ def _lines(
     axes.set_ylabel(label)
     axes.grid(visible=True)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: f"{number:g}"))
+    # Where the values span less than a decade, the powers of ten alone would be one label.
+    axes.yaxis.set_minor_formatter(
+        FuncFormatter(lambda number, _: f"{number:g}" if f"{number:e}"[0] in "25" else "")
+    )
     _caption(figure, _title(runs[0], tokens=False))
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
     figure.savefig(path)
