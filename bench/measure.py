@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from sdkernels.rows.pages import large_empty
 
 # Larger than the L3 slice of one socket part where the system does not tell its caches.
 UNKNOWN_CACHE_BYTES = 64 << 20
@@ -78,6 +81,20 @@ def peak_extra_bytes(run: Callable[[], object], device: torch.device) -> int | N
     with _blocks_of_their_own():
         run()
     return _field(status, "VmHWM") - before
+
+
+def back_memory(size: int, device: torch.device) -> None:
+    """Take so many bytes of the CPU's memory, touch them, and give them back.
+
+    A virtual machine's host may take free memory away within seconds and bring it back page by
+    page, at 1 to 4 s a GB where it was seen (docs/decisions.md). Without this a call pays for that or not,
+    by what the one before it happened to free.
+    """
+    if device.type != "cpu" or size <= 0:
+        return
+    # As many bytes in huge pages, as the calls themselves ask for where they can.
+    block = large_empty((size,), dtype=torch.uint8, device=device)
+    block[:: mmap.PAGESIZE] = 1
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -22,7 +22,7 @@ from sdkernels.engine.chunks import default_chunk_bytes
 from .check import Bounds, WrongResult, bounds_of, errors_of
 from .floor import DeviceCopy, Floor
 from .machine import clocks
-from .measure import available_bytes, cache_bytes, peak_extra_bytes, seconds, spread
+from .measure import available_bytes, back_memory, cache_bytes, peak_extra_bytes, seconds, spread
 from .peer import Peer, one_line
 from .problem import Answer, Problem, Setting, float64_answer
 
@@ -191,6 +191,8 @@ def _time_all(
                 times["floor"].append(seconds(partial(floor, inputs), setting.device))
                 continue
             row, peer = turn
+            taken = (row["peak_extra_bytes"] or 0) + inputs.gradient_bytes
+            back_memory(taken, setting.device)
             took = _guarded(row, partial(seconds, partial(call, peer, inputs), setting.device))
             if took is None:
                 running.remove(turn)

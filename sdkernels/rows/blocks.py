@@ -19,8 +19,9 @@ from sdkernels.rows.pages import large_empty
 # 3 MiB of float32 a buffer, so that a handful stays in a CPU's last-level cache. Blocks half as big
 # cost the same on an idle machine, but twice the barriers between threads (docs/decisions.md).
 BLOCK_ELEMENTS = 786_432
-# Block-sized buffers alive at once in the worst case (JSD on copied logits), for the byte budget.
-BLOCK_BUFFERS = 14
+# Block-sized buffers alive at once in the worst case (every loss at once on copied logits with a
+# softcap), for the byte budget.
+BLOCK_BUFFERS = 15
 
 
 def rows_per_block(tokens: int, vocab: int, spec: RowSpec) -> int:
@@ -38,13 +39,22 @@ def blocks(tokens: int, vocab: int, spec: RowSpec) -> list[tuple[int, int]]:
 
 
 class Scratch:
-    """Block buffers by name, made once a pass: fresh memory for every block costs page faults."""
+    """Block buffers by name, made once: fresh memory for every block costs page faults."""
 
     def __init__(self, raw_CV: Tensor, spec: RowSpec) -> None:
         self.vocab = raw_CV.shape[1]
         self.rows = rows_per_block(raw_CV.shape[0], raw_CV.shape[1], spec)
         self.dtype, self.device = spec.compute_dtype, raw_CV.device
         self.buffers: dict[str, Tensor] = {}
+
+    def serves(self, raw_CV: Tensor, spec: RowSpec) -> bool:
+        """Whether blocks of these logits fit into the buffers."""
+        needed = rows_per_block(raw_CV.shape[0], raw_CV.shape[1], spec)
+        return (
+            self.rows >= needed
+            and self.vocab == raw_CV.shape[1]
+            and (self.dtype, self.device) == (spec.compute_dtype, raw_CV.device)
+        )
 
     def __call__(self, name: str, rows: int, dtype: torch.dtype | None = None) -> Tensor:
         """`[rows, V]` of the buffer `name`; whatever it held is lost. `dtype`: one for each name,
@@ -90,12 +100,19 @@ def in_place(side: Side, dtype: torch.dtype) -> bool:
     return side.owned and side.raw_CV.dtype == dtype
 
 
-def weighted_sum(p_RV: Tensor, x_RV: Tensor, scratch: Scratch) -> Tensor:
-    """sum_v p x with 0 * inf = 0. The plain product is tried first: only -inf logits need the
-    guarded one.
+def weighted_sums(pairs: list[tuple[Tensor, Tensor]], scratch: Scratch) -> Tensor:
+    """For each pair (p, x) sum_v p x with 0 * inf = 0, `[R, F]`. Plain products are tried first:
+    only -inf logits need the guarded ones.
     """
-    product_RV = torch.mul(p_RV, x_RV, out=scratch("product", p_RV.shape[0]))
-    sum_R = product_RV.sum(-1)
-    if not torch.isfinite(sum_R).all():
-        sum_R = product_RV.masked_fill_(p_RV == 0, 0.0).sum(-1)
-    return sum_R
+
+    def sums(*, guarded: bool) -> Tensor:
+        found = []
+        for p_RV, x_RV in pairs:
+            product_RV = torch.mul(p_RV, x_RV, out=scratch("product", p_RV.shape[0]))
+            if guarded:
+                product_RV.masked_fill_(p_RV == 0, 0.0)
+            found.append(product_RV.sum(-1))
+        return torch.stack(found, dim=1)
+
+    sum_RF = sums(guarded=False)
+    return sum_RF if torch.isfinite(sum_RF).all() else sums(guarded=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sdkernels.rows.blocks import Scratch, weighted_sum
+from sdkernels.rows.blocks import Scratch, weighted_sums
 
 
 def empty_rows(log_total_R: Tensor) -> Tensor | None:
@@ -59,12 +59,10 @@ class Softmax:
             sum_R = sum_R.masked_fill(empty_R, 0.0)
         return cls(x_RV, p_RV, max_R, pivot_R, sum_R, chosen_RK)
 
-    def moments(self, scratch: Scratch) -> list[Tensor]:
-        """The fields that `partials` has of one model."""
-        return [self.max_R, self.sum_R, self.sum(self.x_RV, scratch)]
 
-    def sum(self, value_RV: Tensor, scratch: Scratch) -> Tensor:
-        """sum of e^x times the values."""
-        # In place of a product with 0, which an infinite sum would make NaN.
-        mean_R = weighted_sum(self.p_RV, value_RV, scratch)
-        return torch.where(self.sum_R == 0, 0.0, self.sum_R * mean_R)
+def sums_under(weighted: list[tuple[Softmax, Tensor]], scratch: Scratch) -> list[Tensor]:
+    """For each pair the sum of e^x times the values, `[R]`."""
+    mean_RF = weighted_sums([(model.p_RV, value_RV) for model, value_RV in weighted], scratch)
+    mass_RF = torch.stack([model.sum_R for model, _ in weighted], dim=1)
+    # In place of a product with 0, which an infinite sum would make NaN.
+    return list(torch.where(mass_RF == 0, 0.0, mass_RF * mean_RF).unbind(1))

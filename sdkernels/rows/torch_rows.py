@@ -17,7 +17,9 @@ it is split), K ids per token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,13 +32,13 @@ from sdkernels.rows.blocks import (
     reread,
     rows_per_block,
     transformed,
-    weighted_sum,
+    weighted_sums,
 )
 from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
 from sdkernels.rows.mixture import finished, log_mixture_ratios
-from sdkernels.rows.partials import Partials, RowNumbers, merge
-from sdkernels.rows.softmax import Softmax, empty_rows, softmax
+from sdkernels.rows.partials import MAX, TEACHER_MAX, Partials, RowNumbers, merge
+from sdkernels.rows.softmax import Softmax, empty_rows, softmax, sums_under
 
 
 @dataclass
@@ -48,7 +50,8 @@ class _State:
     spec: RowSpec
     stats: dict[str, Tensor]
     chosen_CK: Tensor | None
-    rows: dict[str, Tensor] = field(default_factory=dict)
+    rows: dict[str, Tensor]
+    scratch: Scratch
 
 
 class TorchRows:
@@ -56,6 +59,21 @@ class TorchRows:
 
     name = "torch"
     fused = None  # a product with a reduction in it takes a kernel
+
+    def __init__(self) -> None:
+        self._last: tuple[int, weakref.ref[Scratch]] | None = None
+
+    def _scratch(self, raw_CV: Tensor, spec: RowSpec) -> Scratch:
+        """The buffers of the chunk before while its state lives, which is until this one's takes
+        its place: fresh ones would be page faults for every chunk.
+        """
+        thread = threading.get_ident()
+        last = self._last[1]() if self._last is not None and self._last[0] == thread else None
+        if last is not None and last.serves(raw_CV, spec):
+            return last
+        scratch = Scratch(raw_CV, spec)
+        self._last = thread, weakref.ref(scratch)
+        return scratch
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Bytes of block buffers alive at once."""
@@ -72,27 +90,37 @@ class TorchRows:
     ) -> tuple[dict[str, Tensor], _State]:
         """Per-token statistics of the chunk; see `rows.interface`."""
         tokens, vocab = student.raw_CV.shape
+        scratch = self._scratch(student.raw_CV, spec)
         found = []
-        scratch = Scratch(student.raw_CV, spec)
         for lo, hi in blocks(tokens, vocab, spec):
             chosen_RK = None if chosen_CK is None else chosen_CK[lo:hi]
             support_RK = None if support_CK is None else support_CK[lo:hi]
-            found.append(
-                _forward_block(student, teacher, lo, hi, chosen_RK, support_RK, spec, scratch)
-            )
-        stats = {name: torch.cat([block[0][name] for block in found]) for name in found[0][0]}
-        rows = {name: torch.cat([block[1][name] for block in found]) for name in found[0][1]}
+            found.append(_sums(student, teacher, lo, hi, chosen_RK, support_RK, spec, scratch))
+        # Once a chunk: on the few rows of a block these small operations cost as much as a pass.
+        support_CK = _joined([block.support_RK for block in found])
+        stats, numbers = merge(
+            _all_rows([block.sums for block in found]),
+            vocab=_vocab(vocab, spec),
+            ids_CK=side_by_side(chosen_CK, support_CK),
+        )
+        rows = _row_numbers(_all_rows([block.mine for block in found]), numbers, spec)
+        mixture_CF = _joined([block.mixture_RF for block in found])
+        if mixture_CF is not None:
+            for target, more in zip(
+                (stats, rows), finished(mixture_CF, numbers, spec), strict=True
+            ):
+                target |= more
+        split_lists(stats, chosen_CK, support_CK)
         if gate is not None:
             stats["direction"] = gate.direction(stats["entropy"], gate.tau_C, gate.sigma_C)
-        return stats, _State(student, teacher, spec, stats, chosen_CK, rows)
+        return stats, _State(student, teacher, spec, stats, chosen_CK, rows, scratch)
 
     def backward(self, state: Any, coefs: dict[str, Tensor]) -> Tensor:
         """Gradient with respect to the raw student logits, written over the student's slab."""
         raw_CV = state.student.raw_CV
         out_CV = raw_CV if state.student.owned else torch.empty_like(raw_CV)
-        scratch = Scratch(raw_CV, state.spec)
         for lo, hi in blocks(raw_CV.shape[0], raw_CV.shape[1], state.spec):
-            _backward_block(state, coefs, lo, hi, out_CV, scratch)
+            _backward_block(state, coefs, lo, hi, out_CV, state.scratch)
         return out_CV
 
 
@@ -108,7 +136,19 @@ def one_part(_size: int) -> int:
 # --- forward --------------------------------------------------------------------------------------
 
 
-def _forward_block(
+@dataclass(frozen=True)
+class _Sums:
+    """Of a block: partial sums of this process's slice and of all slices, the ids of a top-k
+    support, and what `mixture.finished` takes.
+    """
+
+    mine: Partials
+    sums: Partials
+    support_RK: Tensor | None
+    mixture_RF: Tensor | None
+
+
+def _sums(
     student: Side,
     teacher: Side | None,
     lo: int,
@@ -117,7 +157,7 @@ def _forward_block(
     support_RK: Tensor | None,
     spec: RowSpec,
     scratch: Scratch,
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+) -> _Sums:
     z_RV = transformed(student, "student", lo, hi, scratch)
     z_t_RV = None if teacher is None else transformed(teacher, "teacher", lo, hi, scratch)
     if spec.topk is not None:
@@ -126,28 +166,47 @@ def _forward_block(
     ids_RK = side_by_side(chosen_RK, support_RK)
     columns_RK = ids_RK if ids_RK is None or spec.shard is None else spec.shard.local(ids_RK)
     s = Softmax.of(z_RV, "student", columns_RK, scratch)
-    fields = s.moments(scratch)
+    weighted = [(s, s.x_RV)]
     t = gap_RV = None
     if z_t_RV is not None:
         t = Softmax.of(z_t_RV, "teacher", columns_RK, scratch)
         # The gap entry by entry: two rounded cross terms would lose a small divergence.
         gap_RV = torch.sub(t.x_RV, s.x_RV, out=scratch("gap", hi - lo))
-        fields += [*t.moments(scratch), t.sum(gap_RV, scratch), s.sum(gap_RV, scratch)]
-    sums = Partials(
+        weighted += [(t, t.x_RV), (t, gap_RV), (s, gap_RV)]
+    sum_x_R, *pair = sums_under(weighted, scratch)
+    fields = [s.max_R, s.sum_R, sum_x_R]
+    if t is not None:
+        fields += [t.max_R, t.sum_R, *pair]
+    mine = sums = Partials(
         torch.stack(fields, dim=1)[:, :, None], s.chosen_RK, None if t is None else t.chosen_RK
     )
-    vocab = z_RV.shape[1]
     if spec.shard is not None:
-        sums, vocab = spec.shard.join(sums, one_part), spec.shard.total
-    stats, numbers = merge(sums, vocab=vocab, ids_CK=ids_RK)
-    rows = _row_numbers(s, t, numbers, spec)
-    mixture = not (spec.jsd_beta is None and spec.entry_clip is None)
-    if t is not None and gap_RV is not None and mixture:
-        sums_RF = _mixture_sums(s, t, gap_RV, spec, rows, scratch)
-        for found, more in zip((stats, rows), finished(sums_RF, numbers, spec), strict=True):
-            found |= more
-    split_lists(stats, chosen_RK, support_RK)
-    return stats, rows
+        sums = spec.shard.join(mine, one_part)
+    mixture_RF = None
+    if t is not None and gap_RV is not None and not (spec.jsd_beta is spec.entry_clip is None):
+        _, numbers = merge(sums, vocab=_vocab(z_RV.shape[1], spec))
+        mixture_RF = _mixture_sums(s, t, gap_RV, spec, _row_numbers(mine, numbers, spec), scratch)
+    return _Sums(mine, sums, support_RK, mixture_RF)
+
+
+def _vocab(columns: int, spec: RowSpec) -> int:
+    """Entries of the whole vocabulary, of whose slice there are so many columns."""
+    return columns if spec.shard is None else spec.shard.total
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """Rows of all blocks; None where there are none."""
+    some = [part for part in parts if part is not None]
+    return torch.cat(some) if some else None
+
+
+def _all_rows(blocks_of_sums: list[Partials]) -> Partials:
+    partials_CFP = torch.cat([sums.partials_CFP for sums in blocks_of_sums])
+    return Partials(
+        partials_CFP,
+        _joined([sums.chosen_CK for sums in blocks_of_sums]),
+        _joined([sums.teacher_chosen_CK for sums in blocks_of_sums]),
+    )
 
 
 def topk_ids(z_RV: Tensor, k: int, spec: RowSpec) -> Tensor:
@@ -158,30 +217,34 @@ def topk_ids(z_RV: Tensor, k: int, spec: RowSpec) -> Tensor:
     return spec.shard.topk(largest.values, largest.indices, k)
 
 
-def _row_numbers(
-    s: Softmax, t: Softmax | None, numbers: RowNumbers, spec: RowSpec
-) -> dict[str, Tensor]:
+def _row_numbers(mine: Partials, numbers: RowNumbers, spec: RowSpec) -> dict[str, Tensor]:
     """What the passes after the merge need, for x as the slab holds it: relative to the slice's own
     pivot, which is the row's where there is one slice.
     """
     rows: dict[str, Tensor] = {}
-    for name, side, pivot_C, log_z_C in (
-        ("s", s, numbers.pivot_C, numbers.log_z_C),
-        ("t", t, numbers.teacher_pivot_C, numbers.teacher_log_z_C),
+    moved = []
+    for name, first, pivot_C, log_z_C in (
+        ("s", MAX, numbers.pivot_C, numbers.log_z_C),
+        ("t", TEACHER_MAX, numbers.teacher_pivot_C, numbers.teacher_log_z_C),
     ):
-        if side is None or pivot_C is None or log_z_C is None:
+        if pivot_C is None or log_z_C is None:
             continue
-        rows |= {f"{name}_pivot": side.pivot_R, f"{name}_log_z": log_z_C}
+        rows |= {f"{name}_pivot": pivot_C, f"{name}_log_z": log_z_C}
         if spec.shard is not None:
-            log_z_C = log_z_C + (pivot_C - side.pivot_R)
-            share_R = side.sum_R * (-log_z_C).exp()
-            rows[f"{name}_log_z"] = log_z_C
-            rows[f"{name}_share"] = share_R.masked_fill(side.sum_R == 0, 0.0)
-    if t is not None and numbers.shift_C is not None and numbers.teacher_pivot_C is not None:
+            max_C, sum_C = mine.partials_CFP[:, first : first + 2, 0].unbind(1)
+            own_C = max_C.masked_fill(max_C == -torch.inf, 0.0)
+            moved.append(pivot_C - own_C)
+            log_z_C = log_z_C + moved[-1]
+            share_C = (sum_C * (-log_z_C).exp()).masked_fill(sum_C == 0, 0.0)
+            rows |= {
+                f"{name}_pivot": own_C,
+                f"{name}_log_z": log_z_C,
+                f"{name}_share": share_C,
+            }
+    if numbers.shift_C is not None:
         rows["shift"] = numbers.shift_C
         if spec.shard is not None:
-            moved_C = numbers.pivot_C - s.pivot_R
-            rows["shift"] = numbers.shift_C + (moved_C - (numbers.teacher_pivot_C - t.pivot_R))
+            rows["shift"] = numbers.shift_C + (moved[0] - moved[1])
     return rows
 
 
@@ -198,7 +261,7 @@ def _mixture_sums(
         if name in rows:
             side.p_RV.mul_(rows[name][:, None]).masked_fill_((rows[name] == 0)[:, None], 0.0)
     log_ratio_RV = gap_RV.add_(rows["shift"][:, None]).nan_to_num_(0.0, torch.inf, -torch.inf)
-    sums = []
+    sums: list[Tensor] = []
     if spec.entry_clip is not None:
         entry_RV = _entries(t.p_RV, log_ratio_RV, scratch)
         clipped_RV = entry_RV > spec.entry_clip
@@ -208,8 +271,8 @@ def _mixture_sums(
         m_over_s_RV, m_over_t_RV = log_mixture_ratios(
             log_ratio_RV, spec.jsd_beta, scratch.like(log_ratio_RV)
         )
-        sums += [-weighted_sum(s.p_RV, m_over_s_RV, scratch)]
-        sums += [-weighted_sum(t.p_RV, m_over_t_RV, scratch)]
+        pairs = [(s.p_RV, m_over_s_RV), (t.p_RV, m_over_t_RV)]
+        sums += weighted_sums(pairs, scratch).neg_().unbind(1)
     sums_RF = torch.stack(sums, dim=1)
     if spec.shard is not None:
         sums_RF = spec.shard.join_sums(sums_RF[:, :, None], one_part).sum(-1)
@@ -241,15 +304,19 @@ def _backward_block(
     x_RV = reread(student, "student", lo, hi, row["s_pivot"], scratch)
     s_RV = softmax(x_RV, empty_R, row.get("s_share"), scratch("p_student", hi - lo))
     factor_RV = _student_factor(state, c, row, lo, hi, x_RV)
-    dz_RV = torch.mul(s_RV, factor_RV, out=scratch("dz", hi - lo))
+    t_RV = log_ratio_RV = None
     if teacher is not None and any(name in c for name in NEEDS_TEACHER_LOGITS):
         t_x_RV = reread(teacher, "teacher", lo, hi, row["t_pivot"], scratch)
         t_RV = softmax(t_x_RV, t_empty_R, row.get("t_share"), scratch("p_teacher", hi - lo))
-        log_ratio_RV = None
         if any(name in c for name in NEEDS_LOG_RATIO):
             log_ratio_RV = torch.sub(t_x_RV, x_RV, out=scratch("gap", hi - lo))
             log_ratio_RV += row["shift"][:, None]
             log_ratio_RV.nan_to_num_(0.0, torch.inf, -torch.inf)
+    # Straight into the result, which may be the memory of x: only a softcap reads x again.
+    straight = out_CV.dtype == dtype and student.softcap is None
+    dz_RV = out_CV[lo:hi] if straight else scratch("dz", hi - lo)
+    torch.mul(s_RV, factor_RV, out=dz_RV)
+    if t_RV is not None:
         _add_divergences(dz_RV, c, row, state, lo, hi, s_RV, t_RV, log_ratio_RV, scratch)
     elif "entropy" in c:
         _zero_without_mass(dz_RV, s_RV)
@@ -259,7 +326,8 @@ def _backward_block(
     if empty_R is not None:
         dz_RV.masked_fill_(empty_R[:, None], 0.0)
     _through_transforms(dz_RV, student, x_RV, row["s_pivot"])
-    out_CV[lo:hi] = dz_RV
+    if not straight:
+        out_CV[lo:hi] = dz_RV
 
 
 NEEDS_LOG_RATIO = ("kl_student_teacher", "jsd", "clipped_kl_teacher_student")

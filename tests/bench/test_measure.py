@@ -55,6 +55,17 @@ def test_small_blocks_that_were_freed_do_not_hide_a_later_peak():
     assert extra >= 44 * MIB
 
 
+def test_memory_is_touched_and_given_back():
+    peak = measure.peak_extra_bytes(lambda: measure.back_memory(64 * MIB, CPU), CPU)
+    if peak is None:
+        pytest.skip("this system does not reset its memory peak")
+    assert 62 * MIB <= peak <= 80 * MIB
+    left = measure.available_bytes(CPU)
+    measure.back_memory(0, CPU)
+    measure.back_memory(1 << 60, torch.device("meta"))  # another device's memory is another matter
+    assert measure.available_bytes(CPU) > left - 256 * MIB
+
+
 def test_cache_and_free_memory_are_sizes():
     assert 1 << 15 <= measure.cache_bytes(CPU) <= 1 << 33
     free = measure.available_bytes(CPU)

@@ -177,6 +177,28 @@ def test_memory_is_that_of_a_call_of_its_own(setting, eager, quick):
     assert found["eager"]["peak_extra_bytes"] <= 24 << 20
 
 
+def test_a_timed_call_finds_the_memory_that_it_takes(setting, eager, quick, monkeypatch):
+    events = []
+
+    def call(problem):
+        events.append("call")
+        return eager.calls["kl-teacher-student"](problem)
+
+    def back(size, device):
+        assert device == torch.device("cpu")
+        events.append(size)
+
+    def peak(run, device):
+        run()
+        return 1000
+
+    monkeypatch.setattr(runner, "back_memory", back)
+    monkeypatch.setattr(runner, "peak_extra_bytes", peak)
+    rows(setting(), [peer("seen", call)], quick)
+    size = max(1000, 4 * (16 * 40 + 300 * 40))  # what the gradients take is part of it
+    assert events == ["call", "call"] + [size, "call"] * 3
+
+
 def test_forward_only_compares_both_outputs(setting, eager, quick):
     right = eager.calls["logprob-entropy-forward"]
 

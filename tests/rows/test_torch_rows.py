@@ -5,6 +5,8 @@ or to what cancellation leaves, float32 with plain torch in float32.
 """
 
 import math
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -364,6 +366,82 @@ def test_scratch_grows_with_the_chunk_to_a_limit() -> None:
     assert sizes == sorted(sizes)
     assert sizes[-1] == sizes[-2]
     assert TorchRows().scratch_bytes(1, 10**6, RowSpec(torch.float64)) >= 8 * 10**6
+
+
+EVERY_LOSS = RowSpec(torch.float32, jsd_beta=0.7, entry_clip=0.01, topk=2)
+
+
+def one_of_everything(rows: TorchRows, seed: int) -> tuple[dict[str, Tensor], Any]:
+    """Statistics and state of 40 tokens, logits copied and softcapped."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side() -> Side:
+        return Side(torch.randn(40, V, generator=generator), softcap=3.0, owned=False)
+
+    return rows.forward(side(), side(), torch.full((40, 1), seed), None, EVERY_LOSS)
+
+
+def coefficients(stats: dict[str, Tensor]) -> dict[str, Tensor]:
+    names = ("logp", "entropy", "lse", "topk_logp", *DIVERGENCES)
+    return {
+        name: torch.linspace(-1.0, 1.0, stats[name].numel()).view_as(stats[name]) for name in names
+    }
+
+
+def test_buffers_take_what_the_budget_counts_for_them() -> None:
+    rows = TorchRows()
+    stats, state = one_of_everything(rows, 1)
+    rows.backward(state, coefficients(stats))
+    held = sum(buffer.nbytes for buffer in state.scratch.buffers.values())
+    # The factor of the entropy and the slope of the softcap are two more, made anew.
+    fresh = 2 * state.scratch.rows * V * 4
+    assert 0.9 < (held + fresh) / rows.scratch_bytes(40, V, EVERY_LOSS) <= 1.0
+
+
+def test_buffers_serve_the_next_chunk_and_then_go() -> None:
+    rows = TorchRows()
+    _, first = one_of_everything(rows, 1)
+    _, second = one_of_everything(rows, 2)
+    assert second.scratch is first.scratch
+    gone = weakref.ref(first.scratch)
+    del first, second
+    assert gone() is None
+
+
+def test_a_state_outlives_what_the_next_chunk_does_to_its_buffers() -> None:
+    alone = TorchRows()
+    stats, state = one_of_everything(alone, 1)
+    expected = alone.backward(state, coefficients(stats))
+    rows = TorchRows()
+    stats, state = one_of_everything(rows, 1)
+    _, other = one_of_everything(rows, 2)
+    rows.backward(other, {"lse": torch.ones(40)})
+    assert torch.equal(rows.backward(state, coefficients(stats)), expected)
+
+
+@pytest.mark.parametrize(
+    ("raw", "spec"),
+    [
+        (torch.empty(41 * 8, V), EVERY_LOSS),
+        (torch.empty(40, V + 1), EVERY_LOSS),
+        (torch.empty(40, V), RowSpec(torch.float64)),
+    ],
+    ids=["more rows", "another vocabulary", "another dtype"],
+)
+def test_buffers_do_not_serve_what_they_do_not_fit(raw: Tensor, spec: RowSpec) -> None:
+    rows = TorchRows()
+    _, state = one_of_everything(rows, 1)
+    stats, other = rows.forward(Side(raw.zero_()), None, None, None, spec)
+    assert other.scratch is not state.scratch
+    assert stats["lse"] == pytest.approx(math.log(raw.shape[1]))
+
+
+def test_threads_have_buffers_of_their_own() -> None:
+    rows = TorchRows()
+    _, state = one_of_everything(rows, 1)
+    with ThreadPoolExecutor(1) as pool:
+        _, other = pool.submit(one_of_everything, rows, 2).result()
+    assert other.scratch is not state.scratch
 
 
 def test_a_huge_vocabulary_with_one_token() -> None:
