@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import subprocess
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,15 @@ _CLOCK_FIELDS = "clocks.sm,clocks.mem,temperature.gpu,power.draw"
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Facts of this process."""
+    """Facts of this process; of a CPU with its memory, and with who gets huge pages."""
     facts: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "hardware": hardware(device),
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "memory_bytes": _memory_bytes(),
+        "huge_pages": _huge_pages(),
         "system": platform.platform(),
         "python": platform.python_version(),
     }
@@ -70,6 +73,36 @@ def clocks(device: torch.device) -> dict[str, Any] | None:
     return {"cores_mhz": [float(mhz) for mhz in found]} if found else None
 
 
+class OtherLoad:
+    """How much of the processor other processes take while this one measures."""
+
+    def __init__(self) -> None:
+        self._started, self._own, self._all = time.perf_counter(), _own_seconds(), _busy_seconds()
+
+    def share(self) -> float | None:
+        """Since then, of all cores; None where the system does not say."""
+        now = _busy_seconds()
+        if now is None or self._all is None:
+            return None
+        others = (now - self._all) - (_own_seconds() - self._own)
+        wall = time.perf_counter() - self._started
+        return max(0.0, others / (wall * (os.cpu_count() or 1)))
+
+
+def _own_seconds() -> float:
+    """Of this process and of those that it waited for, a compiler say."""
+    return sum(os.times()[:4])
+
+
+def _busy_seconds() -> float | None:
+    """CPU time of all processes since the system started."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, *_ = map(int, stat.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
 def _gpu_clocks(device: torch.device) -> dict[str, Any] | None:
     tool = shutil.which("nvidia-smi")
     if tool is None:
@@ -93,6 +126,20 @@ def _version(package: str) -> str | None:
 def _cpuinfo() -> str:
     info = Path("/proc/cpuinfo")
     return info.read_text() if info.exists() else ""
+
+
+def _memory_bytes() -> int | None:
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names:
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _huge_pages() -> str | None:
+    """ "always", "madvise" (for those that ask, as sdkernels does) or "never"."""
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    found = re.search(r"\[(\w+)\]", setting.read_text()) if setting.exists() else None
+    return found[1] if found else None
 
 
 def _cpu_name() -> str:

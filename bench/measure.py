@@ -87,12 +87,12 @@ def back_memory(size: int, device: torch.device) -> None:
     """Take so many bytes of the CPU's memory, touch them, and give them back.
 
     A virtual machine's host may take free memory away within seconds and bring it back page by
-    page, at 1 to 4 s a GB where it was seen (docs/decisions.md). Without this a call pays for that or not,
-    by what the one before it happened to free.
+    page, at 1 to 4 s a GB of huge pages where it was seen (docs/decisions.md). Without this a call
+    pays for that or not, by what the one before it happened to free. Small pages cost the same
+    either way.
     """
     if device.type != "cpu" or size <= 0:
         return
-    # As many bytes in huge pages, as the calls themselves ask for where they can.
     block = large_empty((size,), dtype=torch.uint8, device=device)
     block[:: mmap.PAGESIZE] = 1
 
@@ -101,7 +101,9 @@ def available_bytes(device: torch.device) -> int | None:
     """Memory that a call may still take; None where the system does not say."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        # Blocks that the allocator keeps are free for the next call.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + kept)
     meminfo = Path("/proc/meminfo")
     return _field(meminfo, "MemAvailable") if meminfo.exists() else None
 

@@ -16,6 +16,8 @@ from .formulas import chosen, entropy
 from .shapes import Shape
 from .tokens import Tokens
 
+# Of the inputs.
+MOST_COPIES = 64
 SEQUENCES = 8
 CHUNK_TOKENS = 256
 CPU = torch.device("cpu")
@@ -135,6 +137,16 @@ class Problem:
         """Drop the gradients of the call before."""
         self.hidden_TD.grad = self.weight_VD.grad = None
 
+    def fingerprint(self) -> tuple[float, ...]:
+        """Sums over the inputs, which a call must leave as they are."""
+        tensors = [self.hidden_TD, self.weight_VD, self.teacher_hidden_TD, self.teacher_weight_VD]
+        tensors += vars(self.tokens).values()
+        return tuple(
+            tensor.detach().sum(dtype=torch.float64).item()
+            for tensor in tensors
+            if isinstance(tensor, Tensor)
+        )
+
     def first(self, count: int) -> Problem:
         """At most the first `count` tokens, with the same heads. They are whole sequences, which
         some peers need; of one that is longer than `count`, its beginning.
@@ -157,9 +169,10 @@ class Problem:
 
     def copies(self, cache_bytes: int) -> list[Problem]:
         """This and as many copies in other memory as it takes so that a call finds nothing in a
-        cache of `cache_bytes` that the same inputs left there: together more than twice its size.
+        cache of `cache_bytes` that the same inputs left there: together more than twice its size;
+        of inputs so small that it would take more, `MOST_COPIES`.
         """
-        count = 1 + 2 * cache_bytes // max(self.nbytes, 1)
+        count = min(1 + 2 * cache_bytes // max(self.nbytes, 1), MOST_COPIES)
         return [self, *(self._copy() for _ in range(count - 1))]
 
     def _copy(self) -> Problem:

@@ -38,7 +38,7 @@ def headline(result: dict[str, Any], file: str) -> str:
     )
     return (
         f"{tables.heading(run)}\n\n{tables.table(run)}\n\n"
-        f"{tables.footnote(result, run)}. File: [{file}]({file}).\n\n{images}\n"
+        f"{tables.footnote(result, [run])}. File: [{file}]({file}).\n\n{images}\n"
     )
 
 
@@ -52,7 +52,7 @@ def everything(result: dict[str, Any], file: str) -> str:
         f"Left out: {entry['case']}, {entry['shape']}, T = {entry['tokens']}: {entry['reason']}"
         for entry in result["left_out"]
     ]
-    parts.append(tables.footnote(result, result["runs"][-1]))
+    parts.append(tables.footnote(result, result["runs"]))
     return "\n\n".join(parts) + "\n"
 
 

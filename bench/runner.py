@@ -8,6 +8,8 @@ ratios are taken within the run.
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +23,7 @@ from sdkernels.engine.chunks import default_chunk_bytes
 
 from .check import Bounds, WrongResult, bounds_of, errors_of
 from .floor import DeviceCopy, Floor
-from .machine import clocks
+from .machine import OtherLoad, clocks
 from .measure import available_bytes, back_memory, cache_bytes, peak_extra_bytes, seconds, spread
 from .peer import Peer, one_line
 from .problem import Answer, Problem, Setting, float64_answer
@@ -49,18 +51,31 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
     # Compiled peers of earlier runs count towards dynamo's limit of recompilations, beyond which it
     # would run them uncompiled, with no more than a warning.
     torch.compiler.reset()
+    started, load = time.perf_counter(), OtherLoad()
     problem = Problem.make(setting)
     checked = problem.first(CHECK_TOKENS[setting.device.type])
     answer = float64_answer(checked)
     bounds = bounds_of(checked, answer)
-    rows = [checked_row(peer, checked, answer, bounds, setting) for peer in peers]
+    rows, before = [], checked.fingerprint()
+    for peer in peers:
+        rows.append(checked_row(peer, checked, answer, bounds, setting))
+        if checked.fingerprint() != before:
+            errors = {"value_error": None, "gradient_error": None}
+            rows[-1] = errors | rows[-1] | {"status": "wrong", "reason": "it changes its inputs"}
+            # As they were, for those who come after.
+            problem = Problem.make(setting)
+            checked = problem.first(CHECK_TOKENS[setting.device.type])
     del answer
     by_name = {peer.name: peer for peer in peers}
     running = [(row, by_name[row["peer"]]) for row in rows if row["status"] == "ok"]
     for row, peer in running:
-        _measure_peak(row, problem, partial(call, peer, problem))
+        if checked is not problem:
+            # What compiles for a new size does so now: its memory is not the call's.
+            _guarded(row, partial(call, peer, problem))
+        if row["status"] == "ok":
+            _measure_peak(row, problem, partial(call, peer, problem))
     running = [(row, peer) for row, peer in running if row["status"] == "ok"]
-    before = clocks(setting.device)
+    clocks_before = clocks(setting.device)
     floor = _time_all(problem, running, effort)
     return {
         "case": setting.case.name,
@@ -79,7 +94,9 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
         "budget_bytes": default_chunk_bytes(setting.device),
         "checked_tokens": checked.setting.tokens,
         "bounds": asdict(bounds),
-        "clocks": {"before": before, "after": clocks(setting.device)},
+        "clocks": {"before": clocks_before, "after": clocks(setting.device)},
+        "seconds": time.perf_counter() - started,
+        "others_cpu_share": load.share(),
         "floor": floor,
         "rows": rows,
     }
@@ -142,6 +159,13 @@ def _measure_peak(row: dict[str, Any], problem: Problem, run: Callable[[], Any])
         row["peak_extra_bytes"] = None if extra is None else max(extra - problem.gradient_bytes, 0)
 
 
+def _timed(row: dict[str, Any], run: Callable[[], Any], problem: Problem) -> float:
+    """Seconds of `run`, with the memory that it takes in place."""
+    device = problem.setting.device
+    back_memory((row["peak_extra_bytes"] or 0) + problem.gradient_bytes, device)
+    return seconds(run, device)
+
+
 def _guarded(row: dict[str, Any], step: Callable[[], Any]) -> Any:
     """Result of `step`; an error of the peer becomes its row's reason, and None comes back."""
     try:
@@ -178,27 +202,26 @@ def _time_all(
     copy()
     times: dict[str, list[float]] = {"floor": [], "copy": []}
     started = time.perf_counter()
+    inputs, shuffler = itertools.cycle(problems), random.Random(0)
     for repeat in range(effort.repeats):
         round_started = time.perf_counter()
-        inputs = problems[repeat % len(problems)]
         times["copy"].append(seconds(copy, setting.device))
-        # None is the floor. Each round begins elsewhere, so that nobody always comes first.
+        # None is the floor. In another order each round, so that nobody always comes after the
+        # same one and finds the caches and the memory that it leaves.
         turns: list[tuple[dict[str, Any], Peer] | None] = [None, *running]
-        first = repeat % len(turns)
-        for turn in turns[first:] + turns[:first]:
-            inputs.clear()
+        shuffler.shuffle(turns)
+        for turn in turns:
+            own = next(inputs)
             if turn is None:
-                times["floor"].append(seconds(partial(floor, inputs), setting.device))
+                times["floor"].append(seconds(partial(floor, own), setting.device))
                 continue
             row, peer = turn
-            taken = (row["peak_extra_bytes"] or 0) + inputs.gradient_bytes
-            back_memory(taken, setting.device)
-            took = _guarded(row, partial(seconds, partial(call, peer, inputs), setting.device))
+            took = _guarded(row, partial(_timed, row, partial(call, peer, own), own))
+            own.clear()
             if took is None:
                 running.remove(turn)
             else:
                 times.setdefault(peer.name, []).append(took)
-        inputs.clear()
         now = time.perf_counter()
         over = now - started + (now - round_started) > effort.seconds
         if over and repeat + 1 >= LEAST_REPEATS:

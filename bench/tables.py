@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 MIB = 1 << 20
+# Of all cores; threads of small operations wait for each other long before that.
+BUSY_SHARE = 0.05
 HEADER = (
     "| | median (quartiles) | x floor | {flops} | extra MiB | value error | gradient error |\n"
     "|---|---|---|---|---|---|---|"
@@ -49,25 +52,39 @@ def _row(row: dict[str, Any], scale: float) -> str:
     )
 
 
-def footnote(result: dict[str, Any], run: dict[str, Any]) -> str:
-    """What the figures of a run depend on."""
-    machine, floor = result["machine"], run["floor"]
+def footnote(result: dict[str, Any], runs: Sequence[dict[str, Any]]) -> str:
+    """What the figures of these runs depend on, from the least to the most where they differ."""
+    machine = result["machine"]
     where = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     versions = ", ".join(
         f"{name} {version}" for name, version in machine["versions"].items() if version
     )
+    rounds = _range([run["floor"]["seconds"]["repeats"] for run in runs])
+    copies = _range([round(run["floor"]["copy_bytes_per_second"] / 1e9) for run in runs])
     return (
-        f"{machine['date']}, {where}, Python {machine['python']}, {versions}; "
-        f"{floor['seconds']['repeats']} rounds in one process, in turns; device copy "
-        f"{floor['copy_bytes_per_second'] / 1e9:.0f} GB/s; `{result['command']}`"
+        f"{machine['date']}, {where}, Python {machine['python']}, {versions}; {rounds} rounds in "
+        f"one process, in turns; device copy {copies} GB/s{_busy(runs)}; `{result['command']}`"
     )
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _busy(runs: Sequence[dict[str, Any]]) -> str:
+    """A warning where other processes took much of the processor during a run."""
+    most = max((run.get("others_cpu_share") or 0.0 for run in runs), default=0.0)
+    if most < BUSY_SHARE:
+        return ""
+    return f"; **the machine was busy: other processes took up to {most:.0%} of the processor**"
 
 
 def text(result: dict[str, Any]) -> str:
     """All runs."""
     parts = []
     for run in result["runs"]:
-        parts += [heading(run), "", table(run), "", footnote(result, run), ""]
+        parts += [heading(run), "", table(run), "", footnote(result, [run]), ""]
     for entry in result["left_out"]:
         parts.append(
             f"left out: {entry['case']}, {entry['shape']}, T = {entry['tokens']}: {entry['reason']}"

@@ -59,5 +59,9 @@ def _entropies(problem: Problem) -> Tensor:
         spec=dataclasses.replace(problem.spec, jsd_beta=None, entry_clip=None, topk=None),
     )
     slabs = alone.slabs()
-    parts = [alone.forward_chunk(slabs, lo, hi)[0]["entropy"] for lo, hi in alone.plan.ranges]
+    parts = []
+    for lo, hi in alone.plan.ranges:
+        # In a variable: the state of one chunk keeps the row backend's buffers for the next.
+        chunk = alone.forward_chunk(slabs, lo, hi)
+        parts.append(chunk[0]["entropy"])
     return alone.restore(torch.cat(parts))

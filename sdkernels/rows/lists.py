@@ -15,7 +15,10 @@ def side_by_side(first_CK: Tensor | None, second_CK: Tensor | None) -> Tensor | 
 def split_lists(
     stats: dict[str, Tensor], chosen_CK: Tensor | None, support_CK: Tensor | None
 ) -> None:
-    """Undo `side_by_side` in the log-probs: `logp` has the chosen ids, `topk_logp` the support."""
+    """Undo `side_by_side` in the log-probs: `logp` has the chosen ids, `topk_logp` the support.
+
+    Each in memory of its own: a loss function may flatten one, or notice a change in the other.
+    """
     if support_CK is None:
         return
     chosen = 0 if chosen_CK is None else chosen_CK.shape[1]
@@ -24,6 +27,6 @@ def split_lists(
         if source not in stats:
             continue
         both_CK = stats.pop(source)
-        stats[target] = both_CK[:, chosen:]
+        stats[target] = both_CK[:, chosen:].contiguous()
         if chosen_CK is not None:
-            stats[source] = both_CK[:, :chosen]
+            stats[source] = both_CK[:, :chosen].contiguous()

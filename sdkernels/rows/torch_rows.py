@@ -67,10 +67,10 @@ class TorchRows:
         """The buffers of the chunk before while its state lives, which is until this one's takes
         its place: fresh ones would be page faults for every chunk.
         """
-        thread = threading.get_ident()
-        last = self._last[1]() if self._last is not None and self._last[0] == thread else None
-        if last is not None and last.serves(raw_CV, spec):
-            return last
+        thread, last = threading.get_ident(), self._last
+        kept = last[1]() if last is not None and last[0] == thread else None
+        if kept is not None and kept.serves(raw_CV, spec):
+            return kept
         scratch = Scratch(raw_CV, spec)
         self._last = thread, weakref.ref(scratch)
         return scratch

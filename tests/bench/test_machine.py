@@ -1,5 +1,11 @@
 """What the figures depend on."""
 
+import os
+import subprocess
+import sys
+import time
+
+import pytest
 import torch
 
 from sdkernels.bench import machine
@@ -42,3 +48,17 @@ def test_clocks_of_a_gpu_come_from_its_tool(monkeypatch, tmp_path):
     assert machine.clocks(torch.device("cuda", 0)) is None
     monkeypatch.setattr(machine.shutil, "which", lambda name: None)
     assert machine.clocks(torch.device("cuda", 0)) is None
+
+
+def test_the_share_of_other_processes():
+    load = machine.OtherLoad()
+    if load.share() is None:
+        pytest.skip("this system does not tell the time of all processes")
+    spinning = "import time; end = time.time() + 1.0\nwhile time.time() < end: pass"
+    other = subprocess.Popen([sys.executable, "-c", spinning])
+    time.sleep(1.0)
+    busy = load.share()
+    other.wait()
+    # Of a child that is waited for, as a compiler is, the time is its own.
+    assert load.share() < busy
+    assert 0.5 / os.cpu_count() < busy <= 1.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sdkernels.bench.cases import CASES
-from sdkernels.bench.problem import Problem, float64_answer
+from sdkernels.bench.problem import MOST_COPIES, Problem, float64_answer
 
 
 def test_inputs_are_the_same_for_the_same_seed_and_others_for_another(setting):
@@ -43,6 +43,23 @@ def test_copies_are_equal_lie_elsewhere_and_exceed_the_cache(setting):
     assert torch.equal(copies[-1].tokens.adv, problem.tokens.adv)
     assert [leaf.requires_grad for leaf in copies[-1].leaves] == [True, True]
     assert len(problem.copies(cache_bytes=0)) == 1
+    # Copies of a few numbers would take minutes to make.
+    assert len(problem.copies(cache_bytes=1 << 40)) == MOST_COPIES
+
+
+@pytest.mark.parametrize(
+    "name", ["hidden_TD", "weight_VD", "teacher_hidden_TD", "teacher_weight_VD"]
+)
+def test_the_fingerprint_tells_changed_inputs(setting, name):
+    problem = Problem.make(setting())
+    before = problem.fingerprint()
+    assert before == problem.fingerprint()
+    with torch.no_grad():
+        getattr(problem, name)[-1, -1] += 1e-3
+    assert before != problem.fingerprint()
+    problem = Problem.make(setting())
+    problem.tokens.adv[-1] += 1.0
+    assert before != problem.fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The harness: who is compared with what, what is timed, what is only reported."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -123,7 +125,7 @@ def test_ratios_are_those_of_the_same_run(setting, eager, quick):
     )
 
 
-def test_timing_goes_in_turns_and_starts_elsewhere_each_round(setting, monkeypatch):
+def test_each_round_has_everybody_once_in_an_order_of_its_own(setting, monkeypatch):
     order = []
 
     def fake(name):
@@ -137,10 +139,64 @@ def test_timing_goes_in_turns_and_starts_elsewhere_each_round(setting, monkeypat
         return (problem.hidden_TD.sum() + problem.weight_VD.sum()) * 0.0
 
     monkeypatch.setattr(runner, "errors_of", lambda *_: (0.0, 0.0))
-    peers = [peer("a", fake("a")), peer("b", fake("b"))]
-    runner.run(setting(), peers, runner.Effort(repeats=4, seconds=100))
-    # Comparison, memory; then floor, a, b / a, b, floor / b, floor, a / floor, a, b.
-    assert order == ["a", "b"] + ["a", "b"] + ["a", "b"] * 2 + ["b", "a"] + ["a", "b"]
+    names = ["a", "b", "c"]
+    peers = [peer(name, fake(name)) for name in names]
+    runner.run(setting(), peers, runner.Effort(repeats=6, seconds=100))
+    assert order[:6] == names * 2  # comparison, memory
+    rounds = [tuple(order[lo : lo + 3]) for lo in range(6, len(order), 3)]
+    assert len(rounds) == 6
+    assert all(sorted(each) == names for each in rounds)
+    # With one order that starts elsewhere each time there would be three, all of one cycle.
+    after = {pair for each in rounds for pair in itertools.pairwise(each)}
+    assert len(after) > 4
+
+
+def test_calls_take_turns_with_the_copies_of_the_inputs(setting, eager, monkeypatch):
+    seen = []
+
+    def call(problem):
+        seen.append(problem.hidden_TD.data_ptr())
+        return eager.calls["kl-teacher-student"](problem)
+
+    monkeypatch.setattr(runner, "cache_bytes", lambda _: 1 << 19)
+    peers = [peer("a", call), peer("b", call)]
+    run = runner.run(setting(), peers, runner.Effort(repeats=3, seconds=100))
+    assert run["floor"]["input_copies"] >= 9
+    timed = seen[4:]
+    assert len(timed) == len(set(timed)) == 6
+
+
+def test_a_peer_that_changes_its_inputs_is_wrong_and_alone(setting, eager, quick):
+    def call(problem):
+        loss = eager.calls["kl-teacher-student"](problem)
+        loss.backward()
+        with torch.no_grad():
+            problem.weight_VD.mul_(1.05)
+        return loss.detach()
+
+    _, found = rows(setting(), [peer("changes", call), eager], quick)
+    assert found["changes"]["status"] == "wrong"
+    assert "changes its inputs" in found["changes"]["reason"]
+    assert found["eager"]["status"] == "ok"
+
+
+def test_memory_that_cannot_be_had_is_a_reason_for_one_peer(setting, eager, quick, monkeypatch):
+    def back(size, device):
+        if size > 10**6:
+            raise RuntimeError("cannot allocate")
+
+    sizes = iter([10**9, 0])
+    monkeypatch.setattr(runner, "back_memory", back)
+    monkeypatch.setattr(runner, "peak_extra_bytes", lambda run, _: next(sizes))
+    _, found = rows(setting(), [peer("hungry", eager.calls["kl-teacher-student"]), eager], quick)
+    assert "cannot allocate" in found["hungry"]["reason"]
+    assert found["eager"]["status"] == "ok"
+
+
+def test_a_run_says_how_long_it_took_and_who_else_was_there(setting, eager, quick):
+    run, _ = rows(setting(), [eager], quick)
+    assert 0 < run["seconds"] < 60
+    assert run["others_cpu_share"] is None or 0 <= run["others_cpu_share"] <= 1.5
 
 
 def test_repeats_end_with_the_time(setting, eager):
@@ -160,7 +216,8 @@ def test_long_inputs_are_compared_on_their_first_tokens(setting, eager, monkeypa
 
     run, _ = rows(setting(), [peer("seen", call)], quick)
     assert run["checked_tokens"] == 8
-    assert seen == [8, 16, 16, 16, 16]
+    # Compared, warmed up at full size (what compiles for it is not the call's memory), measured.
+    assert seen == [8, 16, 16, 16, 16, 16]
 
 
 def test_memory_is_that_of_a_call_of_its_own(setting, eager, quick):

@@ -1,5 +1,6 @@
 """Tables show every row: timed, wrong, not run, left out."""
 
+import copy
 import re
 
 import pytest
@@ -45,6 +46,24 @@ def test_text_names_setting_machine_command_and_what_was_left_out(result):
     assert "the command" in text
     assert "torch 2" in text
     assert "left out: nll, small, T = 7: no time" in text
+
+
+def test_a_footnote_for_several_runs_has_ranges(result):
+    run = result["runs"][0]
+    other = copy.deepcopy(run)
+    run["floor"]["seconds"]["repeats"], other["floor"]["seconds"]["repeats"] = 3, 13
+    run["floor"]["copy_bytes_per_second"], other["floor"]["copy_bytes_per_second"] = 36.2e9, 27e9
+    found = tables.footnote(result, [run, other])
+    assert "; 3 to 13 rounds in one process" in found
+    assert "device copy 27 to 36 GB/s" in found
+    assert "; 3 rounds in" in tables.footnote(result, [run])
+
+
+@pytest.mark.parametrize(("share", "said"), [(None, False), (0.04, False), (0.3, True)])
+def test_a_busy_machine_is_named(result, share, said):
+    run = result["runs"][0] | {"others_cpu_share": share}
+    found = tables.footnote(result, [result["runs"][0], run])
+    assert ("other processes took up to 30% of the processor" in found) == said
 
 
 def test_tera_or_giga():

@@ -11,6 +11,8 @@ from torch import Tensor
 
 import sdkernels as sd
 from sdkernels.gates import DirectionAdaptive, EntropySign
+from sdkernels.rows import torch_rows
+from sdkernels.rows.blocks import Scratch
 from sdkernels.testing import assert_close_to_reference
 
 B, L, D, V = 3, 20, 6, 31
@@ -152,3 +154,19 @@ def test_a_gate_with_a_rule_of_its_own_is_asked_on_every_backend() -> None:
     for backend in ("torch", "triton"):
         stats = sd.token_stats(hidden, weight, gate=gate, backend=backend)
         assert torch.equal(stats.direction, (2.5 - stats.entropy) ** 3)
+
+
+def test_the_pass_for_thresholds_makes_its_buffers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    class Counted(Scratch):
+        def __init__(self, *arguments: Any) -> None:
+            made.append(1)
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(torch_rows, "Scratch", Counted)
+    hidden, weight = torch.randn(64, 8), torch.randn(50, 8)
+    gate = EntropySign(quantile=0.8)
+    sd.token_stats(hidden, weight, gate=gate, chunk_bytes=8192, backend="torch")
+    # One set for the entropies, one for the statistics.
+    assert len(made) == 2

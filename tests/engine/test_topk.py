@@ -1,6 +1,7 @@
 """Divergences over a few buckets a token."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -170,3 +171,24 @@ def test_one_support_for_both_models() -> None:
     assert_exact(by_hand.detach(), listed.detach())
     grads = [torch.autograd.grad(loss, hidden)[0] for loss in (by_hand, listed)]
     assert_exact(*grads)
+
+
+@pytest.mark.parametrize("backend", ["torch", "compiled", "triton"])
+def test_lists_of_one_call_are_tensors_of_their_own(backend: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, other = torch.randn(2, 5, 4, generator=generator)
+    weight = torch.randn(11, 4, generator=generator)
+
+    def loss(s: sd.TokenStats, tok: Any) -> Tensor:
+        # Flattening takes memory without gaps.
+        return s.topk_logp.view(-1).view(-1, 3).sum(-1) + s.logp.view(-1)
+
+    sd.token_loss(
+        hidden,
+        weight,
+        loss,
+        targets=torch.arange(5),
+        topk=3,
+        teacher=sd.HiddenTeacher(other, weight),
+        backend=backend,
+    )
