@@ -50,6 +50,10 @@ def _group_of_regeneration(settings: Mapping[str, Any]) -> int:
     return 1 if settings["of"] == "reference" else group_of_siblings(settings)
 
 
+def _regeneration_reads_responses(settings: Mapping[str, Any]) -> bool:
+    return bool(settings["of"] == "sibling")
+
+
 def _ask_for_regeneration(
     example: Example,
     rollout: Rollout,
@@ -76,6 +80,7 @@ def _ask_for_regeneration(
     summary="A response that a model wrote while it saw a correct solution.",
     source="2603.24472 section 3 (c = regenerated solution)",
     made_of="model",
+    reads_responses=_regeneration_reads_responses,
     ask=_ask_for_regeneration,
     needs=_needs_of_regeneration,
     least_group=_group_of_regeneration,
@@ -123,6 +128,7 @@ def _ask_for_analysis(
     summary="The reference solution, and an analysis of it that a model wrote first.",
     source="OPSD 2601.18734 (reason first)",
     made_of="model",
+    reads_responses=False,
     ask=_ask_for_analysis,
     needs=("solution",),
     leaks_answer=True,

@@ -22,6 +22,7 @@ def register(
     summary: str,
     source: str,
     made_of: str | Callable[[Settings], str] = "data",
+    reads_responses: bool | Callable[[Settings], bool] | None = None,
     needs: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = (),
     least_group: int | Callable[[Settings], int] = 1,
     **record: Any,
@@ -32,8 +33,10 @@ def register(
     `Privileged` or None. Its keyword-only parameters are the settings of the context, with their
     defaults; their annotation, a `Literal`, a plain type or a union of plain types, says what they
     accept. With `ask=`, a function of the same arguments that returns the prompt of a writer, the
-    builder gets the writer's answer as a fifth argument. `made_of`, `needs` and `least_group` may
-    be functions of the settings. `record` are further fields of `Context`.
+    builder gets the writer's answer as a fifth argument. `made_of`, `reads_responses`, `needs`
+    and `least_group` may be functions of the settings; where `reads_responses` is not given,
+    `made_of` tells: all but "nothing" and "data" read them. `record` are further fields of
+    `Context`.
     """
     if name in _REGISTRY:
         raise ValueError(f"context {name!r} is registered already")
@@ -44,7 +47,12 @@ def register(
             for parameter in inspect.signature(build).parameters.values()
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY
         }
-        _VARYING[name] = {"made_of": made_of, "needs": needs, "least_group": least_group}
+        _VARYING[name] = {
+            "made_of": made_of,
+            "reads_responses": reads_responses,
+            "needs": needs,
+            "least_group": least_group,
+        }
         _REGISTRY[name] = Context(
             name=name,
             summary=summary,
@@ -62,10 +70,13 @@ def register(
 
 def _in_force(name: str, settings: Settings) -> dict[str, Any]:
     """The fields of the record that may depend on the settings, for these."""
-    return {
+    fields = {
         field: value(settings) if callable(value) else value
         for field, value in _VARYING[name].items()
     }
+    if fields["reads_responses"] is None:
+        fields["reads_responses"] = fields["made_of"] not in ("nothing", "data")
+    return fields
 
 
 def get(name: str, **settings: Any) -> Context:

@@ -118,7 +118,9 @@ class Context:
 
     The record: `made_of` says what the context is built from (`"nothing"`, `"data"`, `"attempt"`:
     the response itself, `"group"`: other responses to the same problem, `"model"`: text that a
-    model writes for it). `needs` are the example fields it cannot work without (`"a|b"`: either
+    model writes for it). `reads_responses` says whether a response, or its verdict, has a part in
+    what is shown or in whether anything is, so that the rows with something to show are no fair
+    sample of all. `needs` are the example fields it cannot work without (`"a|b"`: either
     one), an `answer` to verify responses with among them; `least_group` is the smallest group, the
     response itself included, in which it can have something to show.
     `order` and `roles` say where the context stands in the prompt, `truncation` which side is
@@ -134,6 +136,7 @@ class Context:
     build: Builder = field(repr=False)
     ask: Asker | None = field(default=None, repr=False)
     made_of: str = "data"
+    reads_responses: bool = False
     needs: tuple[str, ...] = ()
     least_group: int = 1
     settings: Mapping[str, Any] = field(default_factory=dict)

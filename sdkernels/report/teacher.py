@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,13 @@ from sdkernels.report.text import DASH, count, escape, number, one_line, typogra
 FILE = "teacher_accuracy.json"
 HINT = "sdkernels eval --context reference_solution --out FOLDER"
 
+_AGAIN = (
+    "Compared with a second set of answers to the question alone: which problems this context has "
+    "something to say for depends on how the first answers came out."
+)
 _DOUBT = "Epistemic markers"
 _ONE = "1 problem"
+_MARK = "*"
 _SCORE = Column("", "Score", "%", ("accuracy",), percent, interval=True)
 COLUMNS = (
     Column("", "Tokens", "per response", ("completion_length",), number),
@@ -63,9 +69,11 @@ def section(result: Mapping[str, Any] | None) -> str:
     columns = _columns(result)
     cells = [_cells(entry, columns) for entry in result["contexts"]]
     heads = [f'<span class="name">{escape(name)}</span>' for name in names]
-    return rows_table("Context", heads, names, (*columns, _CHANGE), cells) + (
-        f'<p class="foot">{escape(", ".join(told))}.</p>' if told else ""
-    )
+    notes = [f"{', '.join(told)}."] if told else []
+    if any(_again(entry) for entry in result["contexts"]):
+        notes.append(f"{_MARK} {_AGAIN}")
+    foot = "".join(f'<p class="foot">{escape(note)}</p>' for note in notes)
+    return rows_table("Context", heads, names, (*columns, _CHANGE), cells) + foot
 
 
 def names(result: Mapping[str, Any] | None) -> list[str]:
@@ -75,7 +83,9 @@ def names(result: Mapping[str, Any] | None) -> list[str]:
 
 
 def teacher_table(result: Mapping[str, Any]) -> str:
-    """Return the result of `teacher_accuracy` as an aligned plain-text table."""
+    """Return the result of `teacher_accuracy` as an aligned plain-text table, with a note below
+    where a change is to the second answers.
+    """
     columns = _columns(result)
     several = columns[1 : len(columns) - len(COLUMNS)]
     rows = []
@@ -90,7 +100,10 @@ def teacher_table(result: Mapping[str, Any]) -> str:
         *_TERMINAL_HEADS,
     )
     shown_columns = [(*head, *cells) for head, *cells in zip(heads, *rows, strict=True)]
-    return aligned("context", [_name(entry) for entry in result["contexts"]], shown_columns)
+    table = aligned("context", [_name(entry) for entry in result["contexts"]], shown_columns)
+    if any(_again(entry) for entry in result["contexts"]):
+        table += "\n\n" + textwrap.fill(f"{_MARK} {_AGAIN}", 100)
+    return table
 
 
 # Those of COLUMNS.
@@ -132,6 +145,11 @@ def _cell(column: Column, entry: Mapping[str, Any]) -> Cell:
     return cell
 
 
+def _again(entry: Mapping[str, Any]) -> bool:
+    """Whether the change of `entry` is to the second answers."""
+    return lookup(entry, "change", "baseline") == "second"
+
+
 def _change(entry: Mapping[str, Any]) -> Cell:
     value = as_number(lookup(entry, "change", "difference"))
     bounds = interval(lookup(entry, "change", "interval"))
@@ -139,13 +157,15 @@ def _change(entry: Mapping[str, Any]) -> Cell:
         alone = entry.get("context") == "none"
         why = "the others are compared with it" if alone else "no problem has both answers"
         return Cell(DASH, "missing", why)
+    mark = _MARK if _again(entry) else ""
+    points = number(100 * value, signed=True) + mark
     if as_number(lookup(entry, "change", "n")) == 1:
-        return Cell(number(100 * value, signed=True), extra=_ONE)
+        return Cell(points, extra=_ONE)
     if lookup(entry, "change", "better") == lookup(entry, "change", "worse") == 0:
-        return Cell("0", extra=NO_DIFFERENCE)  # resampling equal numbers always gives 0
+        return Cell("0" + mark, extra=NO_DIFFERENCE)  # resampling equal numbers always gives 0
     low, high = (typographic(number(100 * bound, signed=True)) for bound in bounds)
     state = "apart" if bounds[0] > 0 or bounds[1] < 0 else "value"
-    return Cell(number(100 * value, signed=True), state, extra=f"{low} to {high}")
+    return Cell(points, state, extra=f"{low} to {high}")
 
 
 def _name(entry: Mapping[str, Any]) -> str:

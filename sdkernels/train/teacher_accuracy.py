@@ -3,6 +3,11 @@ Table 1).
 
 A context that makes the teacher sure and short may still teach the student to stop thinking, so
 score, length and markers belong side by side.
+
+A context made of the model's answers chooses its problems by how they came out: a failed attempt
+stands under problems that the model got wrong. The same answers as baseline would call that a
+change (with k = 1 a fair coin gains 50 points under "what you got wrong"), so such a context is
+compared with answers that had no part in the choice.
 """
 
 from __future__ import annotations
@@ -53,6 +58,11 @@ def teacher_accuracy(
     answers once under each prompt. A problem whose context has nothing to say for any of its
     attempts is left out of that context's score, and counted.
 
+    Where one of the contexts reads these answers (`Context.reads_responses`), the model answers
+    every problem k times more with the question alone, from other seeds: as many answers again as
+    for "none". They are the baseline of those contexts and nothing else; all others are compared
+    with the first answers.
+
     Args:
         model, tokenizer: the teacher; in self-distillation the untrained student.
         examples: problems, each with an answer and what the contexts need.
@@ -63,10 +73,12 @@ def teacher_accuracy(
         announce: called with a line before each context.
 
     Returns:
-        `n`, `k` and `contexts`: one entry each, "none" first, with what `score_answers` says,
-        `pass_at`, `maj_at_k` and `distinct_answers` (where each problem has all k answers),
-        `entropy` (nats), `answers`, `without_context` (attempts that the context had nothing for),
-        and `change`: paired difference in accuracy to "none", None for "none" itself.
+        `n`, `k`, `contexts` and `second`: what `score_answers` says of the second answers to the
+        question alone, None where no context needs them. `contexts` has one entry each, "none"
+        first, with what `score_answers` says, `pass_at`, `maj_at_k` and `distinct_answers` (where
+        each problem has all k answers), `entropy` (nats), `answers`, `without_context` (attempts
+        that the context had nothing for), and `change`: paired difference in accuracy to the
+        question alone, and as `baseline` to which answers, "first" or "second"; None for "none".
 
     Raises:
         ValueError: no examples, two with one id, a context that needs a critic without one, or a
@@ -104,6 +116,11 @@ def teacher_accuracy(
         return {"context": name, "settings": {}, **entry, "entropy": entropy}
 
     scored = [score("none", repeated, [sample for group in groups for sample in group])]
+    baselines = {"first": scored[0]}
+    if any(context.reads_responses for context in named):
+        announce("none, once more: the baseline of contexts made of the first answers")
+        again = backend.generate(prompts, k, sampling, seed=derived_seed(seed, "baseline"))
+        baselines["second"] = score_answers(examples, again, judge(examples, again), seed=seed)
     for context in named:
         announce(f"{context.name}: {context.summary}")
         rows = [example for example in examples for _ in range(k)]
@@ -116,9 +133,12 @@ def teacher_accuracy(
         )
         answers = [None if messages is None else next(fresh)[0] for messages in built]
         entry = score(context.name, told, answers) | {"settings": _changed(context)}
-        entry["change"] = _change(scored[0], entry, seed=seed)
+        baseline = "second" if context.reads_responses else "first"
+        change = _change(baselines[baseline], entry, seed=seed)
+        entry["change"] = change and change | {"baseline": baseline}
         scored.append(entry)
-    return {"n": len(examples), "k": k, "contexts": scored}
+    second = baselines.get("second")
+    return {"n": len(examples), "k": k, "second": second, "contexts": scored}
 
 
 def save(folder_or_file: Path, result: dict[str, Any]) -> Path:
@@ -191,7 +211,10 @@ def _score(
 
 
 def _change(base: dict[str, Any], entry: dict[str, Any], *, seed: int) -> dict[str, Any] | None:
-    """Paired difference in accuracy to the question alone, over the problems that both answered."""
+    """Paired difference in accuracy to `base`, over the problems of `entry`; None without any.
+
+    `base` has all problems, and no part in which of them `entry` has.
+    """
     before = {row["id"]: row["accuracy"] for row in base["per_example"]}
     after = {row["id"]: row["accuracy"] for row in entry["per_example"]}
     if not after:

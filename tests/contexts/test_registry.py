@@ -77,6 +77,29 @@ def test_the_question_comes_first_and_an_instruction_last(name: str) -> None:
     assert "[end of" not in content.split("\n\n")[-1]
 
 
+class Copier:
+    """A critic that finds no fault."""
+
+    def critique(self, pairs: Any) -> list[str | None]:
+        return [rollout.text or None for _, rollout in pairs]
+
+
+@pytest.mark.parametrize("name", [*NAMES, "wrong_answer of sibling", "regeneration of sibling"])
+def test_who_reads_responses(name: str) -> None:
+    """Those whose prompt changes with the response and its group."""
+    name, _, sibling = name.partition(" of ")
+    key = "choose" if name == "wrong_answer" else "of"
+    context = contexts.get(name, **({key: sibling} if sibling else {}))
+    sample = sample_services()
+    services = replace(sample, critic=Copier(), writer=sample.the_writer())
+    silent = replace(ROLLOUTS[0], text="", token_ids=[], extracted=None, feedback=None)
+    shown = [
+        context(EXAMPLE, rollout, group, services)
+        for rollout, group in ((ROLLOUTS[0], ROLLOUTS), (silent, [silent]))
+    ]
+    assert context.reads_responses == (shown[0] != shown[1])
+
+
 def test_what_generates() -> None:
     generating = [r["name"] for r in contexts.table() if r["generates"]]
     assert generating == ["step_critique", "regeneration", "rationalise", "self_reflection"]

@@ -43,6 +43,19 @@ def test_where_no_problem_differs_there_is_no_interval_to_trust() -> None:
     assert "to +50.0" in teacher.section({"contexts": [entry]})
 
 
+def test_a_change_to_the_second_answers_is_marked() -> None:
+    result = teacher_accuracy()
+    assert "second set" not in teacher.section(result) + teacher_table(result)
+    result["contexts"][2]["change"]["baseline"] = "second"
+    body = teacher.section(result)
+    assert "<span>+4.00*<small>" in body
+    assert "+65.0*" not in body
+    assert '<p class="foot">* Compared with a second set of answers' in body
+    lines = teacher_table(result).splitlines()
+    assert next(line for line in lines if line.startswith("verifier")).split()[3] == "+4.00*"
+    assert any(line.startswith("* Compared with a second set") for line in lines)
+
+
 def test_pass_and_majority_over_all_answers() -> None:
     result = teacher_accuracy()
     body = teacher.section(result)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
 
 import pytest
 
 from sdkernels import contexts
 from sdkernels.contexts import Example
+from sdkernels.train import teacher_accuracy as module
 from sdkernels.train.rollout import Sample, Sampling
 from sdkernels.train.teacher_accuracy import TEACHER_FILE, save, teacher_accuracy
 
@@ -82,6 +84,7 @@ def test_scores_under_each_context(ask):
     assert told["change"]["n"] == 2
     assert told["markers"]["total"] == 0
     assert told["entropy"] > 0
+    assert (told["change"]["baseline"], result["second"]) == ("first", None)
     asked_plain, asked_told = reader.prompts
     assert (len(asked_plain), len(asked_told)) == (3, 4)
     assert all("It is 3." in prompt for prompt in asked_told)
@@ -93,8 +96,63 @@ def test_attempts_of_the_first_round_are_the_group(ask):
     # A wrong attempt sees the right one of its group; the right one has no other to show.
     assert (entry["answers"], entry["without_context"]) == (2, 4)
     assert "pass_at" not in entry  # a problem with one answer has no Pass@2
-    assert all("Answer: 3" in prompt for prompt in reader.prompts[1])
+    first, second, told = reader.prompts
+    assert first == second  # the baseline asks the question alone once more
+    assert all("Answer: 3" in prompt for prompt in told)
     assert entry["settings"] == {}
+    assert entry["change"]["baseline"] == "second"
+    assert result["second"]["accuracy"] == result["contexts"][0]["accuracy"]
+
+
+class Coin:
+    """Answers right half of the time, whatever it is told; each seed is its own row of tosses."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.seeds = []
+
+    def generate(self, prompts_ids, num_generations, sampling, *, seed):
+        self.seeds.append(seed)
+        tosses = random.Random(seed)
+        return [[self._toss(tosses) for _ in range(num_generations)] for _ in prompts_ids]
+
+    def _toss(self, tosses):
+        text = f"Answer: {tosses.choice('12')}"
+        return Sample(self.tokenizer(text)["input_ids"], text, False)
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("verifier_feedback", {}),
+        ("failed_attempt", {}),
+        ("sibling_solution", {}),
+        ("sibling_solution", {"allow_self": True}),
+        ("wrong_answer", {"choose": "sibling"}),
+        ("final_answer", {}),
+    ],
+)
+def test_what_chooses_the_problems_is_not_their_baseline(
+    make_model, tokenizer, monkeypatch, name, settings, k
+):
+    """No context changes a coin, whichever problems it has something to say for."""
+    monkeypatch.setattr(module, "mean_entropy", lambda *_, **__: 0.0)
+    problems = [
+        Example(f"p{number}", [{"role": "user", "content": "?"}], answer="1", task="number")
+        for number in range(400)
+    ]
+    coin = Coin(tokenizer)
+    context = contexts.get(name, **settings)
+    result = teacher_accuracy(make_model(), tokenizer, problems, [context], k=k, rollout=coin)
+    assert len(set(coin.seeds)) == len(coin.seeds)
+    change = result["contexts"][1]["change"]
+    if k < context.least_group:
+        assert change is None
+        return
+    assert (result["second"] is None) == (name == "final_answer")
+    low, high = change["interval"]
+    assert low <= 0 <= high
 
 
 def test_changed_settings_are_kept(ask):
