@@ -15,6 +15,7 @@ between numbers hold ("48 / 2 = 24"), and that is all `check_arithmetic` looks a
 from __future__ import annotations
 
 import re
+import unicodedata
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,13 +97,34 @@ _RUN = re.compile(r"[\d\s.,+\-*/()=]+")
 _ENUMERATION = re.compile(r"^\s*\d+[.)]\s+(?=\S)")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 _MAX_CHARS = 200
+# Words and LaTeX commands that take what stands after them, so that the side starts before them.
+# "A total of 3 + 4" is as long as it looks; a lone letter is a variable, or C of "5 C 2".
+_TAKES_NEXT = re.compile(
+    r"(?<![^\W\d_])(?:b?mod|modulo|rem|floor|ceil|ceiling|round|trunc|abs|log|lg|ln|exp|sin|cos|tan"
+    r"|sqrt|cbrt|root|square|cube|base|power|choose|gcd|gcf|hcf|lcm|plus|minus|times|over|by|than"
+    r"|from|negative|half|twice|double|triple|xor|pm|mp|(?<!total )(?<!sum )of|[^\W\d_a])$",
+    re.IGNORECASE,
+)
+# What makes another value of the number before it.
+_GOES_ON = re.compile(
+    r"(?:(?:with|and|a)\s+)*\\?(?:[pb]?mod|modulo|rem|remainders?|squared|cubed|choose|factorial"
+    r"|percent|rounded|truncated|hundred|thousand|million|billion|trillion|dozen|pi|sqrt|[dt]?frac"
+    r"|log|ln|divided\s+by|to\s+the\s+power)\b"
+    r"|(?:plus|minus|times|over|to\s+the)\s+\d"
+    r"|with\s+\d+\s+(?:left|over|remaining)\b"
+    r"|and\s+(?:a\s+half\b|\d+/\d+(?![\d\s]*[-+*/=]))",
+    re.IGNORECASE,
+)
+_RELATIONS = "<>≤≥≈≡→⇒⟶⟹∴"
+_LOOK_BACK = 40
 
 
 def check_arithmetic(step: str) -> bool | None:
     """Whether every equation between numbers in `step` holds; None where it has none.
 
-    An equation has an operation on at least one side ("3 + 4 = 7"). A rounded quotient holds if it
-    is right to its last decimal. Nothing is executed; what can't be read is passed over.
+    An equation, or a chain of them, has an operation on some side ("3 + 4 = 7"). A rounded quotient
+    holds if it is right to its last decimal. Nothing is executed; what can't be read is passed
+    over, and so is a side that goes on in it.
     """
     text = _ENUMERATION.sub("", step).translate(_SIGNS).replace("$", "")
     for name, sign in _LATEX:
@@ -121,26 +143,55 @@ def _check_run(text: str, match: re.Match[str]) -> list[bool]:
     """Verdicts on neighbouring sides of a run such as `2 + 3 = 4 + 1 = 5`."""
     sides = match[0].strip().rstrip(".,").split("=")
     values = [_evaluate(side) for side in sides]
-    before, after = text[: match.start()].rstrip(), text[match.end() :]
-    if before and (before[-1].isalnum() or before[-1] in ")}") and _continues(text, match):
+    if _starts_earlier(text, match):
         values[0] = None
-    # "= 7x" and "= 2 x" go on with a variable, "= 24 buns" does not.
-    glued = re.match(r"[A-Za-z_\\^]", after) and not match[0][-1:].isspace()
-    if glued or re.match(r"\s*[A-Za-z](?![A-Za-z])", after):
+    if _goes_on(text, match):
         values[-1] = None
-    pairs = pairwise(zip(values, sides, strict=True))
+    known = list(zip(values, sides, strict=True))
+    if not any(_has_operation(side) for value, side in known if value is not None):
+        return []
     return [
-        _same(left[0], right[0], right[1])
-        for left, right in pairs
-        if left[0] is not None
-        and right[0] is not None
-        and (_has_operation(left[1]) or _has_operation(right[1]))
+        _same(left, right, written)
+        for (left, _), (right, written) in pairwise(known)
+        if left is not None and right is not None
     ]
 
 
-def _continues(text: str, match: re.Match[str]) -> bool:
-    """Whether the run goes on from what stands before it: `x + 3 = 7`, `y2 + 3 = 7`."""
-    return not text[match.start()].isspace() or match[0].lstrip()[:1] in tuple("+-*/")
+def _starts_earlier(text: str, match: re.Match[str]) -> bool:
+    """Whether the first side starts before the run: `x + 3 = 7`, `2^3 + 1 = 9`, `9:3 + 1 = 4`,
+    `10 mod 3 + 1 = 2`, but not `Step 1: 3 + 1 = 4`.
+    """
+    before = text[: match.start()].rstrip()
+    glued = not text[match.start()].isspace()
+    last = before[-1:]
+    if _binds(last) or last in tuple("_&"):
+        return True
+    if last == ":":
+        return glued or before[-2:-1].isspace()
+    if glued or match[0].lstrip()[:1] in tuple("+-*/"):
+        return last.isalnum() or last in tuple(")}]!")
+    return _TAKES_NEXT.search(before[-_LOOK_BACK:]) is not None
+
+
+def _goes_on(text: str, match: re.Match[str]) -> bool:
+    """Whether the last side goes on behind the run: `= 7x`, `= 2 x`, `= 2^3`, `= 5!`,
+    `= 3 remainder 2`, but not `= 24 buns`.
+    """
+    between = match[0][len(match[0].rstrip("., \t\n\r")) :]
+    if "." in between or "\n" in between:
+        return False  # what follows is another sentence
+    after = text[match.end() :]
+    if _binds(after[:1]) or after[:1] in tuple("²³½¼¾"):
+        return True
+    glued = not between and re.match(r"[A-Za-z_\\!]|:\d", after)
+    return bool(glued or re.match(r"[A-Za-z](?![A-Za-z])", after) or _GOES_ON.match(after))
+
+
+def _binds(sign: str) -> bool:
+    """Whether a character makes one expression of what stands on its two sides."""
+    if sign in tuple("^|%"):
+        return True
+    return bool(sign) and unicodedata.category(sign) == "Sm" and sign not in _RELATIONS
 
 
 def _has_operation(side: str) -> bool:

@@ -108,6 +108,85 @@ def test_check_arithmetic(step, verdict):
     assert check_arithmetic(step) is verdict
 
 
+@pytest.mark.parametrize(
+    "step",
+    [
+        "2^3 + 1 = 9",
+        "2 ^ 3 * 2 = 16",
+        "x^2 - 4 = 0",
+        "2^10 - 1 = 1023",
+        "a_2 + 3 = 7",
+        "√4 + 1 = 3",
+        "6 ⋅ 2 + 1 = 13",
+        "7 % 4 + 1 = 4",
+        "|3 + 1 = 9",
+        "9:3 + 1 = 4",
+        "9 : 3 + 1 = 4",
+        "5! - 20 + 1 = 101",
+        "10 mod 3 + 1 = 2",
+        "10 \\bmod 3 + 1 = 2",
+        "\\log 100 + 1 = 3",
+        "log base 2 of 8 + 1 = 4",
+        "half of 10 + 2 = 7",
+        "10 divided by 2 + 3 = 8",
+        "3 times 2 + 1 = 7",
+        "sqrt 4 + 1 = 3",
+        "floor 7/2 = 3",
+        "gcd 6 * 2 = 3",
+        "5 choose 2 + 1 = 11",
+        "5 C 2 + 1 = 11",
+        "17 / 5 = 3 remainder 2",
+        "17 / 5 = 3, remainder 2",
+        "17 / 5 = 3 with a remainder of 2",
+        "17 / 5 = 3 with 2 left over",
+        "17 / 5 = 3 R2",
+        "17 / 5 = 3 rem 2",
+        "7 + 4 = 1 mod 5",
+        "7 + 4 = 1 \\pmod 5",
+        "7 / 2 = 3 rounded down",
+        "7 / 2 = 3½",
+        "7 / 2 = 3 and 1/2",
+        "4 + 4 = 2^3",
+        "4 + 4 = 2 ^3",
+        "4 + 4 = 2³",
+        "2 * 60 = 5!",
+        "2 + 4 = 2 times 3",
+        "1 / 5 = 20%",
+        "1 / 5 = 20 percent",
+        "500 + 500 = 1 thousand",
+    ],
+)
+def test_half_an_expression_is_no_equation(step):
+    assert check_arithmetic(step) is None
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "2 + 3 = 6",
+        "12 / 4 = 4",
+        "2+3 = 5 = 6",
+        "2+3 = 5 = 6 - 2",
+        "2^3 = 4 + 4 = 9",
+        "2 + 3 = 6 + 1 = 2^3",
+        "Step 1: 2 + 3 = 6",
+        "So:2 + 3 = 5. Then 2 + 3 = 6",
+        "A total of 2 + 3 = 6 buns",
+        "That is a 2 + 3 = 6",
+        "Modern 2 + 3 = 6",
+        "She gets 2 + 3 = 6 with her brother",
+        "He ran 2 + 3 = 6 times",
+        "2 + 3 = 6. A remainder is left",
+        "2 + 3 = 6: wrong",
+        "So → 2 + 3 = 6",
+        "<<2+3=6>>",
+        "$2 + $3 = $6",
+    ],
+)
+def test_plain_wrong_arithmetic_is_found(step):
+    assert check_arithmetic(step) is False
+
+
 def test_random_equations():
     rng = random.Random(1)
     for _ in range(300):
