@@ -95,6 +95,7 @@ _LATEX = (("\\times", "*"), ("\\cdot", "*"), ("\\div", "/"))
 _TIMES = re.compile(r"(?<=\d) ?x ?(?=\d)")
 _RUN = re.compile(r"[\d\s.,+\-*/()=]+")
 _ENUMERATION = re.compile(r"^\s*\d+[.)]\s+(?=\S)")
+_BULLET = re.compile(r"^\s*[-*]\s+(?=\S)")
 _NUMBER = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?")
 _MAX_CHARS = 200
 # Words and LaTeX commands that take what stands after them, so that the side starts before them.
@@ -126,7 +127,15 @@ def check_arithmetic(step: str) -> bool | None:
     holds if it is right to its last decimal. Nothing is executed; what can't be read is passed
     over, and so is a side that goes on in it.
     """
-    text = _ENUMERATION.sub("", step).translate(_SIGNS).replace("$", "")
+    text = _ENUMERATION.sub("", step).translate(_SIGNS)
+    verdict = _check_text(_BULLET.sub("", text))
+    # "- 5 + 3 = -2" begins with a minus, "- 5 + 3 = 8" with a bullet.
+    return bool(_check_text(text)) if verdict is False else verdict
+
+
+def _check_text(text: str) -> bool | None:
+    """Whether every equation of a step without its number or bullet holds; None without any."""
+    text = text.replace("$", "")
     for name, sign in _LATEX:
         text = text.replace(name, sign)
     text = _TIMES.sub("*", text)
