@@ -52,7 +52,10 @@ def section(runs: Sequence[Run]) -> str:
     """Return the panels as HTML."""
     drawn = decile_panels(runs)
     if not drawn:
-        return '<p class="empty">No run recorded its tokens by entropy.</p>'
+        return (
+            '<p class="empty">No run recorded its tokens by entropy, '
+            "or no response has the ten tokens that this takes.</p>"
+        )
     silent = [run.label for run in runs if not _points(run, "gap_by_entropy_decile")]
     note = ""
     if 0 < len(silent) < len(runs):

@@ -31,6 +31,7 @@ MEANS = (
     "entropy_top20",
     "teacher_entropy",
     "teacher_entropy_top20",
+    "short_response_share",
     "direction",
     "push_share",
     *(f"{kind}_share" for kind in KINDS),

@@ -84,10 +84,13 @@ class TokenMetrics:
         for name in ("entropy", "teacher_entropy"):
             if name in values:
                 decile_N = entropy_deciles(values[name], batch)
-                top_N = batch.keep_N & (decile_N >= _TOP_DECILE)
+                top_N = (decile_N >= _TOP_DECILE) & (decile_N < DECILES)
                 self._add(f"{name}_top20", values[name], top_N)
         if "entropy" not in values:
             return
+        size_B = response_sizes(batch)
+        is_short_B = (size_B > 0) & (size_B < DECILES)
+        self.metrics.add("short_response_share", is_short_B.sum(), (size_B > 0).sum())
         decile_N = entropy_deciles(values["entropy"], batch)
         for name in ("entropy", "gap", "direction"):
             if name in values:
@@ -119,15 +122,23 @@ def by_verdict(batch: MicroBatch) -> dict[str, Tensor]:
     return masks
 
 
+def response_sizes(batch: MicroBatch) -> Tensor:
+    """Counting tokens of each response, int64 `[B]`."""
+    size_B = torch.zeros(len(batch.rows), dtype=torch.int64, device=batch.row_N.device)
+    return size_B.index_add_(0, batch.row_N, batch.keep_N.long())
+
+
 def entropy_deciles(entropy_N: Tensor, batch: MicroBatch) -> Tensor:
     """Tenth of its own response that each token is in by entropy, int64 `[N]`: 0 the surest tokens.
 
     Within a response, because a gate's threshold is the response's own (DASD) and because the
-    result must not depend on what a token shares a micro-batch with. Ties go by position. Tokens
-    that do not count get `DECILES`.
+    result must not depend on what a token shares a micro-batch with. Ties go by position, and a
+    token stands for the middle of its rank, so that neither end has less where the length is no
+    multiple of ten. Tokens that do not count get `DECILES`, and so do those of responses with fewer
+    than `DECILES` of them, which would fill some tenths and not others.
     """
+    keep_N = batch.keep_N & (response_sizes(batch) >= DECILES)[batch.row_N]
     num_rows = len(batch.rows)
-    keep_N = batch.keep_N
     # Left-out tokens form a last row of their own.
     row_N = torch.where(keep_N, batch.row_N, num_rows)
     order_N = torch.argsort(entropy_N.detach(), stable=True)
@@ -137,7 +148,7 @@ def entropy_deciles(entropy_N: Tensor, batch: MicroBatch) -> Tensor:
     start_R = size_R.cumsum(0) - size_R
     rank_N = torch.empty_like(row_N)
     rank_N[order_N] = torch.arange(len(row_N), device=row_N.device) - start_R[row_N[order_N]]
-    return torch.where(keep_N, DECILES * rank_N // size_R[row_N], DECILES)
+    return torch.where(keep_N, DECILES * (2 * rank_N + 1) // (2 * size_R[row_N]), DECILES)
 
 
 def decile_sums(value_N: Tensor, decile_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,23 +52,52 @@ def taken(batches, stats):
 
 
 def loop_deciles(batch, value_N):
-    """Deciles by sorting each response on its own."""
+    """Deciles by sorting each response on its own; those of fewer than ten tokens have none."""
     found = {}
     for row in range(len(batch.rows)):
         mine = [n for n in range(len(value_N)) if batch.row_N[n] == row and batch.keep_N[n]]
         ranked = sorted(mine, key=lambda n: (float(value_N[n]), n))
-        found |= {n: 10 * rank // len(mine) for rank, n in enumerate(ranked)}
+        if len(mine) >= 10:
+            found |= {n: int((rank + 0.5) / len(mine) * 10) for rank, n in enumerate(ranked)}
     return found
 
 
 @pytest.mark.parametrize("skip", [0, 2])
 def test_deciles_are_those_of_each_response(skip):
-    batch = make_batch([23, 4, 41], [True, False, None], skip=skip)
+    batch = make_batch([23, 4, 41, 10], [True, False, None, True], skip=skip)
     entropy_N = torch.rand(len(batch.keep_N)).round(decimals=1)  # with ties
     deciles = entropy_deciles(entropy_N, batch)
     expected = loop_deciles(batch, entropy_N)
     for n, decile in enumerate(deciles.tolist()):
         assert decile == expected.get(n, 10)
+
+
+@pytest.mark.parametrize("length", range(1, 42))
+def test_every_tenth_has_its_share_of_a_response_or_none(length):
+    batch = make_batch([length], [True])
+    deciles = entropy_deciles(torch.rand(length), batch)
+    sizes = torch.bincount(deciles, minlength=11).tolist()
+    if length < 10:
+        assert sizes == [0] * 10 + [length]
+        return
+    assert sizes[10] == 0
+    assert max(sizes[:10]) - min(sizes[:10]) <= 1
+    assert sizes[9] == sizes[0] or length % 10 == 5  # there a token stands on the edge
+
+
+def test_responses_too_short_for_tenths_are_counted():
+    batches = [make_batch([9, 10], [True, False]), make_batch([4, 12, 1], [None] * 3, skip=3)]
+    values = taken(batches, [make_stats(batch) for batch in batches])
+    # Of 4 one counts, of 12 nine, and of 1 none: that is no response.
+    assert values["short_response_share"] == 3 / 4
+    alone = taken(batches[1:], [make_stats(batches[1])])
+    assert alone["gap_by_entropy_decile"] is alone["entropy_top20"] is None
+    assert alone["short_response_share"] == 1.0
+    kept = make_batch([10], [False])
+    fields = make_stats(batches[0])
+    long = {name: value[9:] for name, value in fields.items()}
+    for name in ("entropy_by_entropy_decile", "gap_by_entropy_decile", "entropy_top20"):
+        assert taken([kept], [type(fields)(long)])[name] == taken(batches[:1], [fields])[name]
 
 
 def test_values_are_those_of_a_loop_over_tokens():
