@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from sdkernels.contexts.compose import Privileged, Section
+from sdkernels.contexts.numbers import agree, same_answer
 from sdkernels.contexts.registry import register
 from sdkernels.contexts.types import Example, Rollout, Services
 from sdkernels.contexts.words import (
@@ -130,23 +130,18 @@ def majority_vote(
     """The chosen one of the responses that give the commonest answer, right or wrong
     (it leaks the right one wherever the majority is right).
 
-    Answers are compared as text without case and spaces; of equally common ones the first wins.
-    The rollout itself votes, but is shown only with `allow_self`.
+    Numbers are one answer if the verifier takes them for the same, all else is compared as text
+    without case and spaces; of equally common answers the first wins. The rollout itself votes,
+    but is shown only with `allow_self`.
     """
-    ordered = sorted(group, key=lambda other: other.index)
-    votes = Counter(_ballot(other) for other in ordered if _ballot(other))
-    if not votes:
-        return None
-    winner, count = votes.most_common(1)[0]
+    winners = max(_parties(group), key=len, default=[])
     found = [
         other
-        for other in ordered
-        if _ballot(other) == winner
-        and (allow_self or other.index != rollout.index)
-        and clean(other.text, thinking)
+        for other in winners
+        if (allow_self or other.index != rollout.index) and clean(other.text, thinking)
     ]
     chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
-    if chosen is None or count < min_votes:
+    if chosen is None or len(winners) < min_votes:
         return None
     return privileged(
         Section(
@@ -158,8 +153,20 @@ def majority_vote(
     )
 
 
-def _ballot(rollout: Rollout) -> str:
-    return "".join((rollout.extracted or "").split()).casefold()
+def _parties(group: Sequence[Rollout]) -> list[list[Rollout]]:
+    """The responses with an answer, in parties that agree with their first; all by index."""
+    parties: list[list[Rollout]] = []
+    for voter in sorted(group, key=lambda other: other.index):
+        answer = clean(voter.extracted)
+        if not answer:
+            continue
+        for party in parties:
+            if agree(answer, clean(party[0].extracted)):
+                party.append(voter)
+                break
+        else:
+            parties.append([voter])
+    return parties
 
 
 def _needs_of_contrast(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -198,13 +205,14 @@ def contrastive(
     """The right side and up to `negatives` wrong ones, none of them the rollout itself.
 
     Right is a correct response of the group (`show="sibling"`), the data set's solution or its
-    answer; wrong are the group's wrong responses, or the different answers that they gave.
+    answer; wrong are the group's wrong responses, or the different answers that they gave, numbers
+    by value as in `majority_vote`, without those that the verifier takes for the right one.
     """
     wrong = siblings(rollout, group, "contrastive", success=False, thinking=thinking)
     if show == "answer":
         right = clean(example.answer)
-        others = list(dict.fromkeys(clean(other.extracted) for other in wrong))
-        others = [answer for answer in others if answer and answer != right]
+        answers = [clean(party[0].extracted) for party in _parties(wrong)]
+        others = [answer for answer in answers if not same_answer(answer, right)]
     else:
         right = clean(example.solution, thinking)
         others = [clean(other.text, thinking) for other in wrong]

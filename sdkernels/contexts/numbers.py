@@ -93,6 +93,16 @@ def same_answer(answer: str, reference: str) -> bool:
     return found is not None and wanted is not None and same_number(found, wanted)
 
 
+def agree(first: str, second: str) -> bool:
+    """Whether two answers, neither of which is the reference, are one: numbers by value, whichever
+    of the two the verifier would be given as reference, all else as text without case and spaces.
+    """
+    numbers = parse_number(first), parse_number(second)
+    if numbers[0] is not None and numbers[1] is not None:
+        return same_number(numbers[0], numbers[1]) or same_number(numbers[1], numbers[0])
+    return "".join(first.split()).casefold() == "".join(second.split()).casefold()
+
+
 def ascii_digits(text: str) -> str:
     """Decimal digits of any script as ASCII; superscripts and the like stay what they are."""
     if text.isascii():

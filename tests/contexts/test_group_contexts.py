@@ -114,6 +114,21 @@ def test_the_majority_wins_whether_right_or_wrong() -> None:
     assert "text2" in shortest
 
 
+@pytest.mark.parametrize("answers", [("29.0", "$29$"), ("1,000", "1000"), ("1/3", "0.333")])
+def test_equal_numbers_are_one_vote(answers: tuple[str, str]) -> None:
+    for same in (answers, answers[::-1]):
+        group = votes("7", *same, "8")
+        content = build("majority_vote", rollout=group[0], group=group)
+        assert content is not None
+        assert "text1" in content
+
+
+@pytest.mark.parametrize("answers", [("1 3/4", "13/4"), ("29", "290"), ("blue", "green")])
+def test_different_answers_are_two_votes(answers: tuple[str, str]) -> None:
+    group = votes("7", *answers, "8")
+    assert build("majority_vote", rollout=group[0], group=group) is None
+
+
 def test_a_tie_goes_to_the_answer_that_came_first() -> None:
     group = votes("b", "a", "A", "B")
     content = build("majority_vote", rollout=group[0], group=group[::-1])
@@ -187,8 +202,16 @@ def test_a_contrast_without_one_of_its_sides_gives_no_signal() -> None:
     silent = [GROUP[0], replace(GROUP[1], extracted=None)]
     assert contrast(GROUP[0], silent, show="answer") is None
     # Wrong for its form, but the same words as the right answer: no contrast.
-    same = [GROUP[0], replace(GROUP[1], extracted=" 29")]
-    assert contrast(GROUP[0], same, show="answer") is None
+    for text in (" 29", "29.0", "$29$"):
+        same = [GROUP[0], replace(GROUP[1], extracted=text)]
+        assert contrast(GROUP[0], same, show="answer") is None
+
+
+def test_a_contrast_shows_a_wrong_number_once() -> None:
+    group = [GROUP[0], replace(GROUP[1], extracted="1.0"), *GROUP[2:4]]
+    prompt = contrast(group[0], group, show="answer")
+    assert prompt is not None
+    assert [shown_in(negative) for negative in prompt.negatives] == ["1.0", "3"]
 
 
 def test_what_a_contrast_needs_depends_on_what_it_shows() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdkernels.contexts.numbers import same_answer
+from sdkernels.contexts.numbers import agree, same_answer
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,18 @@ from sdkernels.contexts.numbers import same_answer
 )
 def test_the_same_text_or_the_same_number(answer: str, reference: str, same: bool) -> None:
     assert same_answer(answer, reference) == same
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ("29.0", "$29$", True),
+        ("1/3", "0.333", True),  # as the verifier has it with the decimal as reference
+        ("1/3", "0.33", False),
+        ("1 3/4", "13/4", False),
+        ("Dark  blue", "darkblue", True),
+        ("5", "five", False),
+    ],
+)
+def test_two_answers_without_a_reference(first: str, second: str, same: bool) -> None:
+    assert agree(first, second) == agree(second, first) == same
