@@ -177,7 +177,9 @@ def dasd(
         if form == "advantage":
             adv = adv + beta * omega * sampled(s, tok)
         loss = policy_loss(s, tok, adv, **clip)
-        return loss if form == "advantage" else loss + beta * over_vocabulary(s, tok, omega)
+        if form == "advantage" or beta == 0.0:
+            return loss
+        return loss + beta * over_vocabulary(s, tok, omega)
 
     inputs = {"gap_scale"} if reliability or form in GAP_FORMS else set()
     inputs |= {"adv"} if verifier_weight or not push_all_fail else set()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdkernels.recipes.divergence import check_support, divergence, engine_keywords
 from sdkernels.recipes.registry import Body, register
 from sdkernels.recipes.settings import choice, flag, integer, number
+from sdkernels.recipes.shielded import Shielded
 from sdkernels.recipes.surrogate import old_logp_or_current, policy_ratio, sampled_gap
 
 
@@ -45,9 +45,9 @@ def eopd(
         else:
             old_logp = old_logp_or_current(s, tok)
             loss = -policy_ratio(s.logp, old_logp) * sampled_gap(s, old_logp)
-        cover = divergence(s, 0.0, "teacher_topk", tail)
-        unsure = s.teacher_entropy > entropy_threshold
-        return loss + torch.where(unsure, cover_weight * cover, 0.0)
+        unsure = (s.teacher_entropy > entropy_threshold) & (cover_weight > 0.0)
+        cover = divergence(Shielded(s, unsure), 0.0, "teacher_topk", tail)
+        return loss + cover_weight * cover
 
     sampled = frozenset({"old_logp"}) if base == "sampled" else frozenset()
     return Body(

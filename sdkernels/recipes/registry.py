@@ -11,11 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from sdkernels.engine.stats import DIFFERENTIABLE
 from sdkernels.recipes.settings import Setting, resolve, unknown
+from sdkernels.recipes.shielded import Shielded
 
 LossFn = Callable[[Any, Any], Tensor]
 
@@ -241,31 +240,8 @@ def _weighted(name: str, per_token: LossFn, inputs: frozenset[str]) -> LossFn:
             )
         weight_C = tok.weight.detach()
         keep_C = weight_C != 0
-        stats = _Shielded(s, keep_C, fill=0, live=DIFFERENTIABLE)
-        loss_C = per_token(stats, _Shielded(tok, keep_C, fill=1))
+        inputs_of_kept = Shielded(tok, keep_C, fill=1, live=())
+        loss_C = per_token(Shielded(s, keep_C), inputs_of_kept)
         return weight_C * loss_C
 
     return loss_fn
-
-
-class _Shielded:
-    """Statistics or inputs in which tokens of weight 0 hold `fill` and get no gradient.
-
-    Only the names in `live` get a gradient at all: the teacher and the inputs are constants.
-
-    Padding may hold anything, NaN included, and 0 * NaN is NaN in the value and in the gradient; so
-    a masked token must be replaced before the arithmetic, not multiplied away after it. 0 is a
-    legal log-prob, entropy and divergence, and 1 a legal scale.
-    """
-
-    def __init__(
-        self, source: Any, keep_C: Tensor, *, fill: int, live: tuple[str, ...] = ()
-    ) -> None:
-        self._source, self._keep_C, self._fill, self._live = source, keep_C, fill, live
-
-    def __getattr__(self, name: str) -> Tensor:
-        value: Tensor = getattr(self._source, name)
-        if name not in self._live:
-            value = value.detach()
-        drop = ~self._keep_C.reshape(self._keep_C.shape + (1,) * (value.dim() - self._keep_C.dim()))
-        return torch.masked_fill(value, drop, self._fill)

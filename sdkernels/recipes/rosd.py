@@ -15,6 +15,7 @@ from sdkernels.recipes.divergence import (
 )
 from sdkernels.recipes.registry import Body, register
 from sdkernels.recipes.settings import flag, number
+from sdkernels.recipes.shielded import Shielded
 from sdkernels.recipes.surrogate import truncated_weight
 
 
@@ -57,11 +58,11 @@ def rosd(
     check_support("rosd", topk, tail)
 
     def per_token(s: Any, tok: Any) -> Tensor:
+        if localise and hasattr(tok, "suffix"):
+            s = Shielded(s, tok.suffix != 0)
         loss = divergence(s, alpha, support, tail)
         if is_clip is not None and hasattr(tok, "old_logp"):
             loss = truncated_weight(s.logp, tok.old_logp, is_clip) * loss
-        if localise and hasattr(tok, "suffix"):
-            loss = loss.masked_fill(tok.suffix == 0, 0.0)
         return loss
 
     weighted = frozenset({"old_logp"} if is_clip is not None else set())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sdkernels.recipes.divergence import (
@@ -18,6 +17,7 @@ from sdkernels.recipes.divergence import (
 from sdkernels.recipes.evidence import signal_or_all
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import Above, number
+from sdkernels.recipes.shielded import Shielded
 from sdkernels.recipes.surrogate import (
     LOG_RATIO_LIMIT_NATS,
     clip_settings,
@@ -93,7 +93,8 @@ def sdpo(
 
     def hybrid(s: Any, tok: Any) -> Tensor:
         rewarded = policy_loss(s, tok, tok.adv, **clip)
-        pulled = torch.where(signal_or_all(tok, rewarded), distilled(s, tok), 0.0)
+        counts = signal_or_all(tok, rewarded) & (grpo_weight < 1.0)
+        pulled = distilled(Shielded(s, counts), tok)
         return grpo_weight * rewarded + (1.0 - grpo_weight) * pulled
 
     engine = engine_keywords(alpha, support, topk)

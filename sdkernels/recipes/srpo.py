@@ -17,6 +17,7 @@ from sdkernels.recipes.divergence import (
 from sdkernels.recipes.evidence import signal_or_all
 from sdkernels.recipes.registry import ANCHORED, Body, register
 from sdkernels.recipes.settings import choice, number
+from sdkernels.recipes.shielded import Shielded
 from sdkernels.recipes.surrogate import clip_settings, policy_loss, truncated_weight
 
 
@@ -67,20 +68,22 @@ def srpo(
     def is_correct(tok: Any) -> Tensor:
         return tok.success == 1 if route == "success" else tok.adv > 0
 
+    def is_distilled(s: Any, tok: Any) -> Tensor:
+        return ~is_correct(tok) & signal_or_all(tok, s.teacher_entropy)
+
     def certainty(s: Any, tok: Any) -> tuple[Tensor, Tensor]:
-        distilled = ~is_correct(tok) & signal_or_all(tok, s.teacher_entropy)
-        return torch.exp(-entropy_beta * s.teacher_entropy), distilled
+        return torch.exp(-entropy_beta * s.teacher_entropy), is_distilled(s, tok)
 
     def per_token(s: Any, tok: Any) -> Tensor:
         rewarded = policy_loss(s, tok, tok.adv, **clip)
-        pulled = divergence(s, alpha, support, tail)
+        wrong = Shielded(s, is_distilled(s, tok))
+        pulled = divergence(wrong, alpha, support, tail)
         if entropy_beta > 0:
-            pulled = pulled * certainty(s, tok)[0]
+            pulled = pulled * certainty(wrong, tok)[0]
             if hasattr(tok, "batch_mean"):
                 pulled = pulled / torch.where(tok.batch_mean > 0, tok.batch_mean, 1.0)
         if is_clip is not None and hasattr(tok, "old_logp"):
-            pulled = pulled * truncated_weight(s.logp, tok.old_logp, is_clip)
-        pulled = torch.where(signal_or_all(tok, pulled), pulled, 0.0)
+            pulled = pulled * truncated_weight(wrong.logp, tok.old_logp, is_clip)
         return torch.where(is_correct(tok), rewarded, pulled)
 
     return Body(
