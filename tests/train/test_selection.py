@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.tiny_models import byte_tokenizer
 
 from sdkernels.train.selection import (
     GUESS_THE_INSTRUCTION,
@@ -47,6 +48,14 @@ def test_scoring_leaves_the_model_as_it_was(make_model, tokenizer):
     mean_nll(model, tokenizer, [([5], [6, 7])])
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_tokenizer_without_a_padding_token(make_model, tokenizer, make_problems):
+    model, examples = make_model(seed=1), make_problems(5)
+    expected = score(model, tokenizer, examples)
+    without = byte_tokenizer()
+    without.pad_token = None
+    assert score(model, without, examples) == expected
 
 
 def test_a_prompt_that_gives_the_answer_away_scores_low(make_model, tokenizer, make_problems):
