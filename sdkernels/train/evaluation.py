@@ -28,6 +28,7 @@ from sdkernels.train.rollout import (
     TransformersRollout,
     derived_seed,
 )
+from sdkernels.train.sides import padding_id
 from sdkernels.train.statistics import (
     majority_correct,
     paired_difference,
@@ -274,7 +275,7 @@ def mean_entropy(
         for start in range(0, len(rows), ENTROPY_BATCH_ROWS):
             batch = collate(
                 rows[start : start + ENTROPY_BATCH_ROWS],
-                tokenizer.pad_token_id,
+                padding_id(tokenizer),
                 device,
                 with_teacher=False,
             )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sdkernels.train.kv_cache import cache_name
+from sdkernels.train.sides import padding_id
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class TransformersRollout:
         from transformers import StoppingCriteriaList
 
         prompts, repeats = _runs(rows)
-        prompt_ids, prompt_mask = pad_left(prompts, self.tokenizer.pad_token_id, device)
+        prompt_ids, prompt_mask = pad_left(prompts, padding_id(self.tokenizer), device)
         counts = torch.tensor(repeats, device=device)
         input_ids = prompt_ids.repeat_interleave(counts, dim=0)
         config = model.generation_config
@@ -148,7 +149,7 @@ class TransformersRollout:
         settings: dict[str, Any] = {
             "max_new_tokens": sampling.max_new_tokens,
             "eos_token_id": stop_ids,
-            "pad_token_id": self.tokenizer.pad_token_id,
+            "pad_token_id": padding_id(self.tokenizer),
             "bos_token_id": self.tokenizer.bos_token_id,
             "use_cache": True,
             "repetition_penalty": sampling.repetition_penalty,

@@ -30,6 +30,7 @@ from sdkernels.train.rollout_batch import (
     save_rollouts,
 )
 from sdkernels.train.server import ServerRollout
+from sdkernels.train.sides import padding_id
 from sdkernels.train.step_metrics import StepMetrics, Timers
 from sdkernels.train.weight_sync import WeightSync
 
@@ -140,7 +141,7 @@ class RolloutTrainer(ResumableTrainer):
     def _collate(self, rows: list[Row]) -> MicroBatch:
         return collate(
             rows,
-            self.processing_class.pad_token_id,
+            padding_id(self.processing_class),
             self.args.device,
             with_teacher=self.with_teacher,
             packed=self.packed,

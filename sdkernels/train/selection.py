@@ -23,6 +23,7 @@ from sdkernels.ops import linear_logprob
 from sdkernels.train.batch import Row, collate
 from sdkernels.train.forward import hidden_states
 from sdkernels.train.prompts import PromptEncoder, where
+from sdkernels.train.sides import padding_id
 
 SCORES = ("ifd", "r_ifd")
 BATCH_ROWS = 8
@@ -94,8 +95,6 @@ def mean_nll(
         rows.append(Row(example, rollout, prompt, weights=[1.0] * len(kept), counts=kept))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].prompt_ids + rows[i].response_ids))
     means = [0.0] * len(rows)
-    # Padding is masked everywhere, so any id serves.
-    pad_id = 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     was_training = model.training
     model.eval()
     try:
@@ -103,7 +102,7 @@ def mean_nll(
         for start in range(0, len(order), BATCH_ROWS):
             places = order[start : start + BATCH_ROWS]
             used = [rows[i] for i in places]
-            batch = collate(used, pad_id, device, with_teacher=False)
+            batch = collate(used, padding_id(tokenizer), device, with_teacher=False)
             hidden_ND = hidden_states(model, batch.student)
             logp_N = linear_logprob(hidden_ND, LMHead.from_model(model), batch.target_N)
             assert isinstance(logp_N, torch.Tensor)

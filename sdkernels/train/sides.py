@@ -88,6 +88,11 @@ def make_side(
     )
 
 
+def padding_id(tokenizer: Any) -> int:
+    """The id to pad with: padding is masked everywhere, so any where the tokenizer has none."""
+    return 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+
+
 def check_same_responses(student: Side, teacher: Side) -> None:
     """Student and teacher must score the same ids; anything else would be plausible nonsense."""
     ours = student.input_ids.reshape(-1)[student.index_N + 1]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from helpers.tiny_models import byte_tokenizer
 from helpers.trainer_runs import FixedRollout, largest_difference, lines, weights
 
 from sdkernels.train.step_metrics import LISTS, MEANS, SUMS
@@ -152,3 +153,20 @@ def test_evaluation_strategy_uses_generated_answers(make_trainer, make_problems)
     entries = [entry for entry in trainer.state.log_history if "eval_accuracy" in entry]
     assert [entry["step"] for entry in entries] == [1, 2]
     assert all(entry["eval_completion_length"] > 0 for entry in entries)
+
+
+def test_a_tokenizer_without_a_padding_token(make_model, make_config, make_problems, tmp_path):
+    """Padding is masked everywhere: sampling, training and evaluation don't see which id it is."""
+    losses = []
+    for folder, padding in ((tmp_path / "with", "<|pad|>"), (tmp_path / "without", None)):
+        tokenizer = byte_tokenizer()
+        tokenizer.pad_token = padding
+        config = make_config(
+            recipe="sdft", max_steps=1, eval_strategy="steps", eval_steps=1, output_dir=str(folder)
+        )
+        trainer = SelfDistillTrainer(
+            make_model(), config, make_problems(8), tokenizer, eval_dataset=make_problems(2)
+        )
+        trainer.train()
+        losses += [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == losses[1] > 0
