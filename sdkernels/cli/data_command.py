@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from sdkernels.cli.text import parse_settings, record
@@ -122,12 +123,13 @@ def _traces(options: argparse.Namespace) -> None:
 def _select(options: argparse.Namespace) -> None:
     from sdkernels.train.data import load_examples
     from sdkernels.train.loading import load_model
+    from sdkernels.train.prompts import PromptEncoder
     from sdkernels.train.selection import (
         SCORES,
         best_share,
         choose_versions,
-        is_scorable,
         score,
+        why_unscorable,
     )
     from sdkernels.train.traces import write_examples
 
@@ -146,15 +148,16 @@ def _select(options: argparse.Namespace) -> None:
             raise ValueError(f"{flag} is for {number}, got {len(options.files)} file(s)")
     versions = [load_examples(file, require=("solution",)) for file in options.files]
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    short = {
-        example.id
-        for version in versions
-        for example in version
-        if not is_scorable(tokenizer, example, options.by)
-    }
-    versions = [[example for example in version if example.id not in short] for version in versions]
+    encoder = PromptEncoder(tokenizer)
+    reasons: dict[str, str] = {}  # of an id, whichever version it is that cannot be scored
+    for version in versions:
+        for example in version:
+            if reason := why_unscorable(model, encoder, example, options.by):
+                reasons.setdefault(example.id, reason)
+    left_out = "; ".join(f"{n} with {reason}" for reason, n in Counter(reasons.values()).items())
+    versions = [[e for e in version if e.id not in reasons] for version in versions]
     if not all(versions):
-        raise ValueError(f"--by {options.by}: no example has a text of two tokens to score")
+        raise ValueError(f"--by {options.by}: no example is left to score: {left_out}")
     scores = [score(model, tokenizer, version, options.by) for version in versions]
     if between:
         (first, second), (first_scores, second_scores) = versions, scores
@@ -176,8 +179,8 @@ def _select(options: argparse.Namespace) -> None:
         f"mean {options.by} of {file}": f"{sum(values) / len(values):.3f}"
         for file, values in zip(options.files, scores, strict=True)
     }
-    if short:
-        shown["left out"] = f"{len(short)} with a text of one token, which has no {options.by}"
+    if left_out:
+        shown["left out"] = left_out
     if between:
         theirs = {id(example) for example in versions[1]}
         won = sum(id(example) in theirs for example in chosen)

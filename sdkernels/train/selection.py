@@ -22,6 +22,7 @@ from sdkernels.engine import LMHead
 from sdkernels.ops import linear_logprob
 from sdkernels.train.batch import Row, collate
 from sdkernels.train.forward import hidden_states
+from sdkernels.train.loading import context_window
 from sdkernels.train.prompts import PromptEncoder, where
 from sdkernels.train.sides import padding_id
 
@@ -33,10 +34,35 @@ GUESS_THE_INSTRUCTION = (
 )
 
 
-def is_scorable(tokenizer: Any, example: Example, by: str) -> bool:
-    """Whether the scored text has two tokens: the first has nothing before it to be measured by."""
-    text = example.solution if by == "ifd" else example.prompt[-1]["content"]
-    return len(tokenizer(text or "", add_special_tokens=False)["input_ids"]) >= 2
+def why_unscorable(model: Any, encoder: PromptEncoder, example: Example, by: str) -> str | None:
+    """What an example has that `score` refuses, in words, or None.
+
+    A text of one token has nothing before it to be measured by, and beyond the model's window a
+    perplexity says nothing.
+
+    Raises:
+        ValueError: the example has no response.
+    """
+    prompt_ids, text_ids = _encoded(encoder, example, by)
+    if len(text_ids) < 2:
+        return f"a text of one token, which has no {by}"
+    window = context_window(model)
+    if window is not None and len(prompt_ids) + len(text_ids) > window:
+        return f"prompt and text longer than the model's window of {window} tokens"
+    return None
+
+
+def _encoded(encoder: PromptEncoder, example: Example, by: str) -> tuple[list[int], list[int]]:
+    """Ids of the prompt, and of the text that is scored after it."""
+    if not example.solution:
+        raise ValueError(f"{where(example)}: it has no `solution`, which is scored")
+    if by == "ifd":
+        prompt, text = example.prompt, example.solution
+    else:
+        wrapped = GUESS_THE_INSTRUCTION.format(response=example.solution)
+        prompt, text = [{"role": "user", "content": wrapped}], example.prompt[-1]["content"]
+    text_ids = encoder.tokenizer(text, add_special_tokens=False)["input_ids"]
+    return encoder.ids(prompt), list(text_ids)
 
 
 def score(
@@ -57,25 +83,18 @@ def score(
         A ratio of perplexities for each example, above 0.
 
     Raises:
-        ValueError: an unknown score, or an example without a response or with a text of one token.
+        ValueError: an unknown score, or an example without a response, with a text of one
+            token or beyond the model's window (`why_unscorable`).
     """
     if by not in SCORES:
         raise ValueError(f"by={by!r}: expected one of {', '.join(SCORES)}")
     encoder = PromptEncoder(tokenizer, template_kwargs)
     told, alone = [], []
     for example in examples:
-        if not example.solution:
-            raise ValueError(f"{where(example)}: it has no `solution`, which is scored")
-        asked = example.prompt[-1]["content"]
-        if by == "ifd":
-            prompt, text = example.prompt, example.solution
-        else:
-            wrapped = GUESS_THE_INSTRUCTION.format(response=example.solution)
-            prompt, text = [{"role": "user", "content": wrapped}], asked
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(ids) < 2:
-            raise ValueError(f"{where(example)}: {by} needs a text of two tokens, got {text!r}")
-        told.append(([*encoder.ids(prompt), ids[0]], ids[1:]))
+        if reason := why_unscorable(model, encoder, example, by):
+            raise ValueError(f"{where(example)}: it has {reason}; leave it out")
+        prompt_ids, ids = _encoded(encoder, example, by)
+        told.append(([*prompt_ids, ids[0]], ids[1:]))
         alone.append((ids[:1], ids[1:]))
     with_prompt = mean_nll(model, tokenizer, told)
     without = mean_nll(model, tokenizer, alone)

@@ -6,12 +6,14 @@ import pytest
 import torch
 from helpers.tiny_models import byte_tokenizer
 
+from sdkernels.train.prompts import PromptEncoder
 from sdkernels.train.selection import (
     GUESS_THE_INSTRUCTION,
     best_share,
     choose_versions,
     mean_nll,
     score,
+    why_unscorable,
 )
 
 
@@ -120,6 +122,32 @@ def test_versions_of_other_examples_are_refused(cut, message, make_problems):
         choose_versions(first, second, [1.0] * 3, [1.0] * len(second), "ifd")
 
 
+@pytest.mark.parametrize("by", ["ifd", "r_ifd"])
+def test_beyond_the_window_there_is_no_score(by, make_model, tokenizer, make_problems):
+    (example,) = make_problems(1)
+    prompt = example.prompt
+    if by == "r_ifd":
+        wrapped = GUESS_THE_INSTRUCTION.format(response=example.solution)
+        prompt = [{"role": "user", "content": wrapped}]
+    encoder = PromptEncoder(tokenizer)
+    text = example.solution if by == "ifd" else example.prompt[0]["content"]
+    needed = len(encoder.ids(prompt)) + len(tokenizer(text)["input_ids"])
+    fits = make_model(seed=1, max_position_embeddings=needed)
+    assert why_unscorable(fits, encoder, example, by) is None
+    assert score(fits, tokenizer, [example], by) == pytest.approx(
+        score(make_model(seed=1), tokenizer, [example], by)
+    )
+    short = make_model(seed=1, max_position_embeddings=needed - 1)
+    with pytest.raises(ValueError, match=f"'add-0'.* model's window of {needed - 1} tokens"):
+        score(short, tokenizer, [example], by)
+
+
+def test_a_model_that_names_no_window_scores_all(make_model, tokenizer, make_problems):
+    model, (example,) = make_model(), make_problems(1)
+    del model.config.max_position_embeddings
+    assert why_unscorable(model, PromptEncoder(tokenizer), example, "ifd") is None
+
+
 def test_bad_input(make_model, tokenizer, make_problems):
     model, (example,) = make_model(), make_problems(1)
     with pytest.raises(ValueError, match="by='idf': expected one of ifd, r_ifd"):
@@ -128,7 +156,7 @@ def test_bad_input(make_model, tokenizer, make_problems):
         best_share([example], [1.0], "ifd", keep=0)
     from dataclasses import replace
 
-    with pytest.raises(ValueError, match="two tokens, got 'x'"):
+    with pytest.raises(ValueError, match=r"'add-0' \(row 1\): it has a text of one token"):
         score(model, tokenizer, [replace(example, solution="x")])
     with pytest.raises(ValueError, match="no `solution`"):
         score(model, tokenizer, [replace(example, solution=None)])

@@ -133,7 +133,28 @@ def test_texts_of_one_token_are_left_out_and_counted(model_folder, tokenizer, tm
     ]
     source.write_text(json.dumps(lines[0]) + "\n")
     assert main(select) == 2
-    assert "no example has a text of two tokens" in capsys.readouterr().err
+    assert "no example is left to score: 1 with a text of one" in capsys.readouterr().err
+
+
+def test_examples_beyond_the_window_are_left_out_and_counted(
+    make_model, tokenizer, tmp_path, capsys
+):
+    folder = tmp_path / "model"
+    make_model(max_position_embeddings=128).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    texts = ["It is 2.", "two " * 150, "x"]
+    files = [tmp_path / "first.jsonl", tmp_path / "second.jsonl"]
+    for file, solutions in zip(files, (texts, ["Two."] * 3), strict=True):
+        lines = [{"prompt": "1+1?", "answer": "2", "solution": text} for text in solutions]
+        file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    chosen = tmp_path / "chosen.jsonl"
+    for given in (files[:1], files):
+        select = ["data", "select", *map(str, given), "--model", str(folder), "--out", str(chosen)]
+        assert main(select) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert "1 with prompt and text longer than the model's window of 128 tokens" in out
+        assert "1 with a text of one token, which has no ifd" in out
+        assert "kept 1 of 1" in out
 
 
 @pytest.mark.parametrize(
