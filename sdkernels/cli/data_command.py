@@ -127,6 +127,8 @@ def _select(options: argparse.Namespace) -> None:
     from sdkernels.train.selection import (
         SCORES,
         best_share,
+        check_keep,
+        check_versions,
         choose_versions,
         score,
         why_unscorable,
@@ -146,7 +148,11 @@ def _select(options: argparse.Namespace) -> None:
         if given and not wanted:
             number = "two versions" if flag == "--only-second" else "one data set"
             raise ValueError(f"{flag} is for {number}, got {len(options.files)} file(s)")
+    keep = 1.0 if options.keep is None else options.keep
+    check_keep(keep)
     versions = [load_examples(file, require=("solution",)) for file in options.files]
+    if between:
+        check_versions(*versions)
     model, tokenizer = load_model(options.model, dtype=options.dtype)
     encoder = PromptEncoder(tokenizer)
     reasons: dict[str, str] = {}  # of an id, whichever version it is that cannot be scored
@@ -165,7 +171,6 @@ def _select(options: argparse.Namespace) -> None:
             first, second, first_scores, second_scores, options.by, only_second=options.only_second
         )
     else:
-        keep = 1.0 if options.keep is None else options.keep
         chosen = best_share(
             versions[0], scores[0], options.by, keep=keep, highest_allowed=options.highest
         )

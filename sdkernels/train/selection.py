@@ -133,6 +133,12 @@ def mean_nll(
     return means
 
 
+def check_keep(keep: float) -> None:
+    """Refuse a share outside (0, 1]."""
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep={keep}: expected a share above 0, at most 1")
+
+
 def best_share(
     examples: Sequence[Example],
     scores: Sequence[float],
@@ -151,12 +157,22 @@ def best_share(
     Returns:
         The kept examples in their old order.
     """
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep={keep}: expected a share above 0, at most 1")
+    check_keep(keep)
     places = [i for i, s in enumerate(scores) if highest_allowed is None or s <= highest_allowed]
     places.sort(key=lambda i: (-scores[i] if by == "ifd" else scores[i], i))
     chosen = set(places[: max(1, round(keep * len(examples)))])
     return [example for i, example in enumerate(examples) if i in chosen]
+
+
+def check_versions(first: Sequence[Example], second: Sequence[Example]) -> None:
+    """Refuse two versions of a data set that are not the same ids in the same order."""
+    ids = [[example.id for example in version] for version in (first, second)]
+    if ids[0] != ids[1]:
+        odd = next((a, b) for a, b in zip_longest(*ids) if a != b)
+        raise ValueError(
+            f"the two versions must have the same ids in the same order; they differ at {odd[0]!r} "
+            f"and {odd[1]!r}"
+        )
 
 
 def choose_versions(
@@ -179,13 +195,7 @@ def choose_versions(
     Raises:
         ValueError: the ids differ.
     """
-    ids = [[example.id for example in version] for version in (first, second)]
-    if ids[0] != ids[1]:
-        odd = next((a, b) for a, b in zip_longest(*ids) if a != b)
-        raise ValueError(
-            f"the two versions must have the same ids in the same order; they differ at {odd[0]!r} "
-            f"and {odd[1]!r}"
-        )
+    check_versions(first, second)
     sign = 1 if by == "ifd" else -1
     chosen = []
     for a, b, score_a, score_b in zip(first, second, first_scores, second_scores, strict=True):

@@ -1,6 +1,7 @@
 """Verified answers as a data set, and the way back through `--dataset`."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -155,6 +156,29 @@ def test_examples_beyond_the_window_are_left_out_and_counted(
         assert "1 with prompt and text longer than the model's window of 128 tokens" in out
         assert "1 with a text of one token, which has no ifd" in out
         assert "kept 1 of 1" in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--keep", "0"], "keep=0.0: expected a share above 0, at most 1"),
+        (["--keep", "1.5"], "keep=1.5: expected a share above 0, at most 1"),
+        (["other.jsonl"], "the same ids in the same order; they differ at '1' and None"),
+    ],
+)
+def test_a_selection_is_refused_before_the_model_is_loaded(
+    flags, message, tmp_path, capsys, monkeypatch
+):
+    def no_model(*_args, **_settings):
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sdkernels.train.loading.load_model", no_model)
+    line = json.dumps({"prompt": "1+1?", "solution": "It is 2."}) + "\n"
+    Path("one.jsonl").write_text(line * 2)
+    Path("other.jsonl").write_text(line)
+    assert main(["data", "select", "one.jsonl", *flags, "--out", "out.jsonl"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
