@@ -33,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     traces.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its settings")
     traces.add_argument("--k", type=int, default=4, help="answers sampled for each problem")
-    traces.add_argument("--keep", default="correct", help="correct, or all")
+    traces.add_argument(
+        "--keep",
+        default="correct",
+        help="correct, or all: wrong and truncated answers too, the latter marked as such",
+    )
     traces.add_argument("--per-problem", type=int, default=None, help="at most so many traces each")
     traces.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens")
     traces.add_argument("--temperature", type=float, default=1.0, help="sampling; 0 is greedy")
@@ -108,16 +112,14 @@ def _traces(options: argparse.Namespace) -> None:
         )
     write_examples(options.out, traces)
     lengths = [trace.metadata["num_tokens"] for trace in traces]
-    print(
-        record(
-            {
-                "traces": f"{len(traces)} of {len(examples) * options.k} answers",
-                "problems": f"{len({t.metadata['problem'] for t in traces})} of {len(examples)}",
-                "tokens": f"{sum(lengths) / len(lengths):.1f} a trace",
-                "file": options.out,
-            }
-        )
-    )
+    shown = {
+        "traces": f"{len(traces)} of {len(examples) * options.k} answers",
+        "problems": f"{len({t.metadata['problem'] for t in traces})} of {len(examples)}",
+        "tokens": f"{sum(lengths) / len(lengths):.1f} a trace",
+    }
+    if truncated := sum(trace.solution_truncated for trace in traces):
+        shown["truncated"] = f"{truncated}, written with solution_truncated"
+    print(record({**shown, "file": options.out}))
 
 
 def _select(options: argparse.Namespace) -> None:

@@ -20,6 +20,8 @@ class Example:
     reference, `stronger_solution` one that a stronger model wrote. `task` names the verifier family
     (`"number"`, `"math"`, `"string"`, `"reasoning_gym/chain_sum"`, or `""` to infer it from the
     answer). `metadata["row"]`, where present, says in words where the example came from.
+    `solution_truncated` says that a length limit ended `solution`, so that nobody who trains on it
+    may put an end-of-turn token behind it.
     """
 
     id: str
@@ -31,6 +33,7 @@ class Example:
     feedback: str | None = None
     task: str = ""
     metadata: dict[str, Any] = field(default_factory=dict)
+    solution_truncated: bool = False
 
 
 @dataclass

@@ -29,6 +29,7 @@ ALIASES = {
     "stronger_solution": ("stronger_solution", "teacher_solution"),
     "hint": ("hint", "key_idea"),
     "feedback": ("feedback",),
+    "solution_truncated": ("solution_truncated",),
     "id": ("id", "uid", "problem_id", "unique_id"),
     "task": ("task",),
 }
@@ -149,7 +150,7 @@ def _example(
     values = {
         field: _text(row.get(column), column, place)
         for field, column in fields.items()
-        if field != "prompt"
+        if field not in ("prompt", "solution_truncated")
     }
     answer, solution = values.get("answer"), values.get("solution")
     if answer is not None and "####" in answer:
@@ -165,6 +166,7 @@ def _example(
         feedback=values.get("feedback"),
         task=values.get("task") or "",
         metadata={"row": place},
+        solution_truncated=_flag(row.get(fields.get("solution_truncated", "")), place),
     )
 
 
@@ -177,6 +179,15 @@ def _text(value: Any, column: str, place: str) -> str | None:
             f"{place}: column {column!r} must be a text or a number, got {type(value).__name__}"
         )
     return str(value).strip() or None
+
+
+def _flag(value: Any, place: str) -> bool:
+    """`solution_truncated` of a row; nothing and NaN (how tables write nothing) as False."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return False
+    if not isinstance(value, bool):
+        raise ValueError(f"{place}: `solution_truncated` must be true or false, got {value!r}")
+    return value
 
 
 def _prompt(value: Any, column: str, place: str, instruction: str | None) -> list[Message]:

@@ -22,7 +22,8 @@ class DatasetRollout:
     """A rollout backend that samples nothing: one response an example, its `solution`.
 
     Args:
-        tokenizer: turns text into ids; its end-of-turn id closes every response.
+        tokenizer: turns text into ids; its end-of-turn id closes every response but those that are
+            `solution_truncated`, which would teach the student to stop in mid-sentence.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -56,7 +57,8 @@ class DatasetRollout:
     def _sample(self, example: Example, limit: int) -> Sample:
         text = example.solution or ""
         ids = [*self.tokenizer(text, add_special_tokens=False)["input_ids"]]
-        ids.append(self.tokenizer.eos_token_id)
+        if not example.solution_truncated:
+            ids.append(self.tokenizer.eos_token_id)
         if len(ids) > limit and example.id not in self._cut:
             self._cut.add(example.id)
             logger.warning(
@@ -65,4 +67,5 @@ class DatasetRollout:
                 len(ids),
                 limit,
             )
-        return Sample(token_ids=ids[:limit], text=text, truncated=len(ids) > limit)
+        truncated = example.solution_truncated or len(ids) > limit
+        return Sample(token_ids=ids[:limit], text=text, truncated=truncated)

@@ -25,6 +25,11 @@ from sdkernels.train.verify import verify
 
 KEEP = ("correct", "all")
 FROM_DATA = ("nothing", "data")
+# Fields of an example that `write_examples` writes besides id and prompt, where there is something.
+WRITTEN = (
+    *("answer", "solution", "solution_truncated", "stronger_solution"),
+    *("hint", "feedback", "task"),
+)
 
 
 def sample_traces(
@@ -50,12 +55,13 @@ def sample_traces(
         examples: problems with answers.
         context: what it sees besides the question; one that the data alone gives.
         k: answers to sample for each problem.
-        keep: "correct" drops wrong and truncated answers, "all" keeps them.
+        keep: "correct" drops wrong and truncated answers, "all" keeps them, the truncated ones with
+            `solution_truncated`.
         per_problem: at most so many traces a problem, the first ones; None: all that are kept.
 
     Returns:
-        Examples with ids `<problem>#<number>`; `metadata` has `problem`, `context`, `correct`,
-        `truncated` and `num_tokens`.
+        Examples with ids `<problem>#<number>`; `metadata` has `problem`, `context`, `correct` and
+        `num_tokens`.
 
     Raises:
         ValueError: a context that needs rollouts, unknown settings, or examples that the context
@@ -108,14 +114,14 @@ def _trace(example: Example, index: int, sample: Sample, context: Context) -> Ex
             "problem": example.id,
             "context": context.name,
             "correct": verify(sample.text, example).correct,
-            "truncated": sample.truncated,
             "num_tokens": len(sample.token_ids),
         },
+        solution_truncated=sample.truncated,
     )
 
 
 def _is_good(trace: Example) -> bool:
-    return bool(trace.metadata["correct"] and not trace.metadata["truncated"] and trace.solution)
+    return bool(trace.metadata["correct"] and not trace.solution_truncated and trace.solution)
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> None:
@@ -123,7 +129,7 @@ def write_examples(file: Path, examples: Sequence[Example]) -> None:
     lines = []
     for example in examples:
         record: dict[str, Any] = {"id": example.id, "prompt": example.prompt}
-        for name in ("answer", "solution", "stronger_solution", "hint", "feedback", "task"):
+        for name in WRITTEN:
             if getattr(example, name):
                 record[name] = getattr(example, name)
         about = {key: value for key, value in example.metadata.items() if key != "row"}

@@ -1,6 +1,7 @@
 """Loading examples: columns and their aliases, prompts, and errors that name the row."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ def test_all_columns(tmp_path: Path) -> None:
         "feedback": "f",
         "id": 7,
         "task": "number",
+        "solution_truncated": True,
         "other": [1],
     }
     assert load_examples(jsonl(tmp_path, row)) == [
@@ -39,8 +41,17 @@ def test_all_columns(tmp_path: Path) -> None:
             feedback="f",
             task="number",
             metadata={"row": "data.jsonl, line 1"},
+            solution_truncated=True,
         )
     ]
+
+
+def test_whether_a_solution_was_cut_off_is_true_or_false(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "solution_truncated": value} for value in (True, False, None, math.nan)]
+    found = load_examples(jsonl(tmp_path, *rows))
+    assert [example.solution_truncated for example in found] == [True, False, False, False]
+    with pytest.raises(ValueError, match=r"line 1: `solution_truncated` must be .* got 'no'"):
+        load_examples(jsonl(tmp_path, {"prompt": "a", "solution_truncated": "no"}))
 
 
 @pytest.mark.parametrize("alias", ["question", "problem", "input", "instruction", "query"])

@@ -8,6 +8,7 @@ import pytest
 from sdkernels import contexts
 from sdkernels.cli import main
 from sdkernels.train import load_examples
+from sdkernels.train.dataset_rollout import DatasetRollout
 from sdkernels.train.rollout import Sample, Sampling
 from sdkernels.train.traces import sample_traces, write_examples
 
@@ -53,9 +54,9 @@ def test_correct_and_whole_answers_are_kept(tokenizer, make_problems):
         "problem": "add-0",
         "context": "none",
         "correct": True,
-        "truncated": False,
         "num_tokens": 9,
     }
+    assert not found[0].solution_truncated
     assert all(
         example.solution not in prompt
         for example, prompt in zip(examples, backend.prompts, strict=True)
@@ -80,6 +81,23 @@ def test_written_traces_load_as_training_data(tokenizer, make_problems, tmp_path
         for name in ("id", "prompt", "answer", "solution", "hint", "task"):
             assert getattr(ours, name) == getattr(theirs, name)
     assert json.loads(file.read_text().splitlines()[0])["about"]["problem"] == "add-0"
+
+
+def test_a_truncated_answer_is_read_back_as_one_and_trained_on_without_an_end(
+    tokenizer, make_problems, tmp_path
+):
+    found, _ = traces(tokenizer, make_problems(2), keep="all")
+    file, again = tmp_path / "traces.jsonl", tmp_path / "again.jsonl"
+    write_examples(file, found)
+    write_examples(again, load_examples(file))  # as `data select` does
+    loaded = load_examples(again)
+    assert [e.id for e in loaded if e.solution_truncated] == ["add-0#2"]
+    responses = DatasetRollout(tokenizer).responses(loaded, Sampling(max_new_tokens=99))
+    for example, (sample,) in zip(loaded, responses, strict=True):
+        ended = sample.token_ids[-1] == tokenizer.eos_token_id
+        assert ended == (not sample.truncated) == (example.id != "add-0#2")
+        text = sample.token_ids[:-1] if ended else sample.token_ids
+        assert tokenizer.decode(text) == example.solution
 
 
 @pytest.mark.parametrize(
@@ -108,7 +126,11 @@ def test_from_problems_to_a_fine_tuned_model(model_folder, tmp_path, capsys):
     assert (
         main(["data", "traces", *model, "--dataset", str(source), "--out", str(raw), *small]) == 0
     )
-    assert "8 of 8 answers" in capsys.readouterr().out
+    out = " ".join(capsys.readouterr().out.split())
+    assert "8 of 8 answers" in out
+    truncated = sum("solution_truncated" in json.loads(t) for t in raw.read_text().splitlines())
+    assert truncated > 0
+    assert f"truncated {truncated}, written with solution_truncated" in out
     assert main(["data", "select", str(raw), *model, "--keep", "0.5", "--out", str(chosen)]) == 0
     assert "4 of 8" in capsys.readouterr().out
     train = ["--recipe", "nll", "--context", "none", "--rollout_backend", "dataset", "--steps", "1"]
