@@ -52,7 +52,7 @@ def verifier_feedback(
 
     `on="failed"` gives correct responses no signal; `on="all"` tells them that they are correct.
     """
-    feedback = feedback_of(rollout, example)
+    feedback = feedback_of(rollout, example, services.tokenizer)
     if not feedback or (on == "failed" and rollout.success):
         return None
     return privileged(feedback_section(feedback))
@@ -78,12 +78,16 @@ def failed_attempt(
     thinking: Literal["keep", "strip"] = "strip",
 ) -> Privileged | None:
     """The rollout itself if it failed, with its feedback."""
-    attempt = clean(rollout.text, thinking)
+    attempt = clean(rollout.text, services.tokenizer, thinking)
     if succeeded(rollout, "failed_attempt") or not attempt:
         return None
     return privileged(
         Section("Here is an earlier attempt at this problem:", "failed attempt", attempt),
-        Section("It got this feedback:", "feedback", feedback_of(rollout, example) or WAS_WRONG),
+        Section(
+            "It got this feedback:",
+            "feedback",
+            feedback_of(rollout, example, services.tokenizer) or WAS_WRONG,
+        ),
     )
 
 
@@ -107,7 +111,7 @@ def reward_phrase(
     thinking: Literal["keep", "strip"] = "keep",
 ) -> Privileged | None:
     """The rollout itself, right or wrong; the phrase stands in place of the closing instruction."""
-    text = clean(rollout.text, thinking)
+    text = clean(rollout.text, services.tokenizer, thinking)
     if not text:
         return None
     section = Section("Here is your earlier response to this problem:", "earlier response", text)
@@ -146,8 +150,8 @@ def step_critique(
             "context 'step_critique' needs a critic: pass Services(critic=LocalCritic(...)) or "
             "Services(critic=ServerCritic(...))"
         )
-    critique = services.critic.critique([(example, rollout)])[0]
-    if critique is None:
+    critique = clean(services.critic.critique([(example, rollout)])[0], services.tokenizer)
+    if not critique:
         services.counts["unusable_critique"] += 1
         return None
     if copied_share(rollout.text, critique) == 0:

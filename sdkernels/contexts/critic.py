@@ -10,9 +10,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from sdkernels.contexts.thinking import strip_thinking
 from sdkernels.contexts.types import Example, Message, Rollout
+from sdkernels.contexts.words import clean
 from sdkernels.contexts.writer import CachedWriter
 
 logger = logging.getLogger(__name__)
@@ -31,28 +33,32 @@ that the problem asks for.
 Write only the resulting steps: no remarks, no verdict, no heading."""
 
 
-def critique_messages(example: Example, rollout: Rollout) -> list[Message] | None:
+def critique_messages(
+    example: Example, rollout: Rollout, tokenizer: Any = None
+) -> list[Message] | None:
     """The critic's prompt, one user turn; None where the response has no visible step.
 
     It shows the question, the reference answer and solution as far as the example has them, and
     the attempt, the last two without their think blocks.
     """
-    attempt = strip_thinking(rollout.text)
+    attempt = clean(rollout.text, tokenizer, "strip")
     if not attempt:
         return None
-    parts = [*problem_blocks(example, attempt=attempt), INSTRUCTION]
+    parts = [*problem_blocks(example, attempt=attempt, tokenizer=tokenizer), INSTRUCTION]
     return [{"role": "user", "content": "\n\n".join(parts)}]
 
 
-def problem_blocks(example: Example, *, attempt: str, correct: str = "") -> list[str]:
+def problem_blocks(
+    example: Example, *, attempt: str, correct: str = "", tokenizer: Any = None
+) -> list[str]:
     """Question, reference answer and solution as far as the example has them, a correct response
     where there is one, and the attempt, each in its fence. Think blocks of the solution are left
     out.
     """
     blocks = [
         _block("problem", _question(example.prompt)),
-        _block("reference answer", (example.answer or "").strip()),
-        _block("reference solution", strip_thinking(example.solution or "")),
+        _block("reference answer", clean(example.answer, tokenizer)),
+        _block("reference solution", clean(example.solution, tokenizer, "strip")),
         _block("correct response", correct),
         _block(ATTEMPT, attempt),
     ]
@@ -112,7 +118,9 @@ class CachedCritic(CachedWriter):
 
     def critique(self, pairs: Sequence[tuple[Example, Rollout]]) -> list[str | None]:
         """One correction per (example, rollout), None where there is no usable one (counted)."""
-        prompts = [critique_messages(example, rollout) for example, rollout in pairs]
+        prompts = [
+            critique_messages(example, rollout, self.tokenizer) for example, rollout in pairs
+        ]
         if missing := prompts.count(None):
             self.counts["no_attempt"] += missing
         replies = self.reply_to(prompts)

@@ -80,7 +80,7 @@ def hint(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The hint of the example."""
-    return shown(Section("Here is a hint:", "hint", clean(example.hint)))
+    return shown(Section("Here is a hint:", "hint", clean(example.hint, services.tokenizer)))
 
 
 @register(
@@ -95,7 +95,7 @@ def final_answer(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference answer of the example."""
-    return shown(answer_section(clean(example.answer)))
+    return shown(answer_section(clean(example.answer, services.tokenizer)))
 
 
 def _wrong_answer_is_made_of(settings: Mapping[str, Any]) -> str:
@@ -130,12 +130,14 @@ def wrong_answer(
 
     An answer with neither number nor letter of a choice gets the fixed one.
     """
-    right = clean(example.answer)
+    right = clean(example.answer, services.tokenizer)
     if not right:
         return None
     if choose == "sibling":
-        wrong = siblings(rollout, group, "wrong_answer", success=False)
-        answers = [clean(other.extracted) for other in wrong]
+        wrong = siblings(
+            rollout, group, "wrong_answer", tokenizer=services.tokenizer, success=False
+        )
+        answers = [clean(other.extracted, services.tokenizer) for other in wrong]
     elif choose == "changed":
         answers = [changed_answer(right, f"{seed}/{example.id}"), fixed]
     else:
@@ -180,7 +182,7 @@ def reference_solution(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference solution as the data set has it."""
-    return shown(solution_section(clean(example.solution)))
+    return shown(solution_section(clean(example.solution, services.tokenizer)))
 
 
 @register(
@@ -196,7 +198,7 @@ def reference_without_thinking(
     example: Example, rollout: Rollout, group: Sequence[Rollout], services: Services
 ) -> Privileged | None:
     """The reference solution without its thinking, under the same words as with it."""
-    return shown(solution_section(clean(example.solution, "strip")))
+    return shown(solution_section(clean(example.solution, services.tokenizer, "strip")))
 
 
 @register(
@@ -217,7 +219,7 @@ def stronger_solution(
     thinking: Literal["keep", "strip"] = "keep",
 ) -> Privileged | None:
     """The stronger model's solution of the data set, in the words of `reference_solution`."""
-    return shown(solution_section(clean(example.stronger_solution, thinking)))
+    return shown(solution_section(clean(example.stronger_solution, services.tokenizer, thinking)))
 
 
 @register(
@@ -240,7 +242,7 @@ def reference_only(
     thinking: Literal["keep", "strip"] = "keep",
 ) -> Privileged | None:
     """The reference solution in a user turn of its own."""
-    text = clean(example.solution, thinking)
+    text = clean(example.solution, services.tokenizer, thinking)
     if not text:
         return None
     return Privileged((solution_section(text),), WITHOUT_QUESTION, question=False)
@@ -278,13 +280,13 @@ def demonstration(
     start = random.Random(f"{seed}/{example.id}").randrange(len(pool))
     for step in range(len(pool)):
         other = pool[(start + step) % len(pool)]
-        text = clean(other.solution, thinking)
-        if other.id != example.id and other.prompt != example.prompt and text:
+        problem = clean(other.prompt[-1]["content"], services.tokenizer)
+        text = clean(other.solution, services.tokenizer, thinking)
+        is_another = other.id != example.id and other.prompt != example.prompt
+        if is_another and problem and text:
             return Privileged(
                 (
-                    Section(
-                        "Here is another problem:", "other problem", other.prompt[-1]["content"]
-                    ),
+                    Section("Here is another problem:", "other problem", problem),
                     Section("And this is a correct solution of it:", "its solution", text),
                 ),
                 CLOSING.replace("the problem above", "the first problem above"),

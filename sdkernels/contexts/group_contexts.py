@@ -50,10 +50,20 @@ def sibling_solution(
     The random choice depends on `seed`, the example and the rollout only.
     """
     found = siblings(
-        rollout, group, "sibling_solution", success=True, thinking=thinking, allow_self=allow_self
+        rollout,
+        group,
+        "sibling_solution",
+        tokenizer=services.tokenizer,
+        success=True,
+        thinking=thinking,
+        allow_self=allow_self,
     )
     chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
-    return None if chosen is None else privileged(sibling_section(clean(chosen.text, thinking)))
+    return (
+        None
+        if chosen is None
+        else privileged(sibling_section(clean(chosen.text, services.tokenizer, thinking)))
+    )
 
 
 @register(
@@ -89,13 +99,22 @@ def sibling_and_feedback(
         rollout,
         group,
         "sibling_and_feedback",
+        tokenizer=services.tokenizer,
         success=True,
         thinking=thinking,
         allow_self=allow_self,
     )
     chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
-    sections = [] if chosen is None else [sibling_section(clean(chosen.text, thinking))]
-    said = "" if on == "failed" and rollout.success else feedback_of(rollout, example)
+    sections = (
+        []
+        if chosen is None
+        else [sibling_section(clean(chosen.text, services.tokenizer, thinking))]
+    )
+    said = (
+        ""
+        if on == "failed" and rollout.success
+        else feedback_of(rollout, example, services.tokenizer)
+    )
     if said and (feedback == "always" or not sections):
         sections.append(feedback_section(said))
     return privileged(*sections) if sections else None
@@ -134,11 +153,12 @@ def majority_vote(
     without case and spaces; of equally common answers the first wins. The rollout itself votes,
     but is shown only with `allow_self`.
     """
-    winners = max(_parties(group), key=len, default=[])
+    winners = max(_parties(group, services.tokenizer), key=len, default=[])
     found = [
         other
         for other in winners
-        if (allow_self or other.index != rollout.index) and clean(other.text, thinking)
+        if (allow_self or other.index != rollout.index)
+        and clean(other.text, services.tokenizer, thinking)
     ]
     chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
     if chosen is None or len(winners) < min_votes:
@@ -148,20 +168,20 @@ def majority_vote(
             "Here is an earlier response to this problem. It was not checked, but most responses "
             "come to its answer:",
             "majority response",
-            clean(chosen.text, thinking),
+            clean(chosen.text, services.tokenizer, thinking),
         )
     )
 
 
-def _parties(group: Sequence[Rollout]) -> list[list[Rollout]]:
+def _parties(group: Sequence[Rollout], tokenizer: Any) -> list[list[Rollout]]:
     """The responses with an answer, in parties that agree with their first; all by index."""
     parties: list[list[Rollout]] = []
     for voter in sorted(group, key=lambda other: other.index):
-        answer = clean(voter.extracted)
+        answer = clean(voter.extracted, tokenizer)
         if not answer:
             continue
         for party in parties:
-            if agree(answer, clean(party[0].extracted)):
+            if agree(answer, clean(party[0].extracted, tokenizer)):
                 party.append(voter)
                 break
         else:
@@ -208,18 +228,35 @@ def contrastive(
     answer; wrong are the group's wrong responses, or the different answers that they gave, numbers
     by value as in `majority_vote`, without those that the verifier takes for the right one.
     """
-    wrong = siblings(rollout, group, "contrastive", success=False, thinking=thinking)
+    wrong = siblings(
+        rollout,
+        group,
+        "contrastive",
+        tokenizer=services.tokenizer,
+        success=False,
+        thinking=thinking,
+    )
     if show == "answer":
-        right = clean(example.answer)
-        answers = [clean(party[0].extracted) for party in _parties(wrong)]
-        others = [answer for answer in answers if not same_answer(answer, right)]
+        right = clean(example.answer, services.tokenizer)
+        answers = [
+            clean(party[0].extracted, services.tokenizer)
+            for party in _parties(wrong, services.tokenizer)
+        ]
+        others = [answer for answer in answers if answer and not same_answer(answer, right)]
     else:
-        right = clean(example.solution, thinking)
-        others = [clean(other.text, thinking) for other in wrong]
+        right = clean(example.solution, services.tokenizer, thinking)
+        others = [clean(other.text, services.tokenizer, thinking) for other in wrong]
     if show == "sibling":
-        found = siblings(rollout, group, "contrastive", success=True, thinking=thinking)
+        found = siblings(
+            rollout,
+            group,
+            "contrastive",
+            tokenizer=services.tokenizer,
+            success=True,
+            thinking=thinking,
+        )
         chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
-        right = "" if chosen is None else clean(chosen.text, thinking)
+        right = "" if chosen is None else clean(chosen.text, services.tokenizer, thinking)
     if not right or not others:
         return None
     section = answer_section if show == "answer" else _either_side

@@ -67,11 +67,22 @@ def _ask_for_regeneration(
     **_: Any,
 ) -> list[Message] | None:
     if of == "reference":
-        seen = shown(solution_section(clean(example.solution)))
+        seen = shown(solution_section(clean(example.solution, services.tokenizer)))
     else:
-        found = siblings(rollout, group, "regeneration", success=True, allow_self=allow_self)
+        found = siblings(
+            rollout,
+            group,
+            "regeneration",
+            tokenizer=services.tokenizer,
+            success=True,
+            allow_self=allow_self,
+        )
         chosen = pick(found, choose, seed=seed, example=example, rollout=rollout)
-        seen = None if chosen is None else privileged(sibling_section(clean(chosen.text)))
+        seen = (
+            None
+            if chosen is None
+            else privileged(sibling_section(clean(chosen.text, services.tokenizer)))
+        )
     return None if seen is None else _composed(example, seen, services)
 
 
@@ -106,7 +117,7 @@ def regeneration(
     It is shown in the words of `reference_solution`, and is not verified (nor was it in the paper,
     where 95 % were correct).
     """
-    return shown(solution_section(clean(reply, thinking)))
+    return shown(solution_section(clean(reply, services.tokenizer, thinking)))
 
 
 def _ask_for_analysis(
@@ -117,7 +128,7 @@ def _ask_for_analysis(
     *,
     thinking: str,
 ) -> list[Message] | None:
-    text = clean(example.solution, thinking)
+    text = clean(example.solution, services.tokenizer, thinking)
     if not text:
         return None
     return _composed(example, Privileged((solution_section(text),), EXPLAIN), services)
@@ -149,11 +160,11 @@ def rationalise(
     """Reference and analysis in the user turn (OPSD's code puts the analysis before the response,
     in the assistant's turn; here the boundary before the response stays the student's).
     """
-    analysis = strip_thinking(reply)
+    analysis = clean(reply, services.tokenizer, "strip")
     if not analysis:
         return None
     return privileged(
-        solution_section(clean(example.solution, thinking)),
+        solution_section(clean(example.solution, services.tokenizer, thinking)),
         Section("This is an analysis of that solution:", "analysis", analysis),
     )
 
@@ -166,12 +177,19 @@ def _ask_for_reflection(
     *,
     need_success: bool,
 ) -> list[Message] | None:
-    attempt = strip_thinking(rollout.text)
-    right = siblings(rollout, group, "self_reflection", success=True, thinking="strip")
+    attempt = clean(rollout.text, services.tokenizer, "strip")
+    right = siblings(
+        rollout,
+        group,
+        "self_reflection",
+        tokenizer=services.tokenizer,
+        success=True,
+        thinking="strip",
+    )
     if not attempt or (need_success and not right and not rollout.success):
         return None
-    correct = strip_thinking(right[0].text) if right else ""
-    blocks = problem_blocks(example, attempt=attempt, correct=correct)
+    correct = clean(right[0].text, services.tokenizer, "strip") if right else ""
+    blocks = problem_blocks(example, attempt=attempt, correct=correct, tokenizer=services.tokenizer)
     instruction = REFLECT_ON_SUCCESS if succeeded(rollout, "self_reflection") else REFLECT_ON_ERROR
     return [{"role": "user", "content": "\n\n".join([*blocks, instruction])}]
 
@@ -204,7 +222,7 @@ def self_reflection(
     ROSD reflects with the student as it is trained; here it is `services.writer`.
     """
     visible = strip_thinking(reply)
-    explanation = read_tag(visible, "why")
+    explanation = clean(read_tag(visible, "why"), services.tokenizer)
     if not explanation:
         services.counts["unusable_reflection"] += 1
         return None

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sdkernels.contexts.compose import Privileged, Section
+from sdkernels.contexts.compose import Privileged, Section, without_special_tokens
 from sdkernels.contexts.thinking import strip_thinking
 from sdkernels.contexts.types import Example, Rollout
 
@@ -30,9 +30,12 @@ def shown(section: Section) -> Privileged | None:
     return privileged(section) if section.text else None
 
 
-def clean(text: str | None, thinking: str = "keep") -> str:
-    """`text` without surrounding white space, and without think blocks for `"strip"`."""
-    return strip_thinking(text or "") if thinking == "strip" else (text or "").strip()
+def clean(text: str | None, tokenizer: Any, thinking: str = "keep") -> str:
+    """`text` as a prompt may show it: without surrounding white space, without the tokenizer's
+    control tokens, and without think blocks for `"strip"`. Empty where nothing is left to show.
+    """
+    visible = strip_thinking(text or "") if thinking == "strip" else text or ""
+    return without_special_tokens(visible, tokenizer).strip()
 
 
 def answer_section(answer: str) -> Section:
@@ -59,9 +62,9 @@ def feedback_section(text: str) -> Section:
     return Section("An earlier attempt at this problem got this feedback:", "feedback", text)
 
 
-def feedback_of(rollout: Rollout, example: Example) -> str:
+def feedback_of(rollout: Rollout, example: Example, tokenizer: Any) -> str:
     """What the verifier said about the rollout, or the example's own feedback, or nothing."""
-    return clean(rollout.feedback) or clean(example.feedback)
+    return clean(rollout.feedback, tokenizer) or clean(example.feedback, tokenizer)
 
 
 def succeeded(rollout: Rollout, context: str) -> bool:
@@ -83,6 +86,7 @@ def siblings(
     group: Sequence[Rollout],
     context: str,
     *,
+    tokenizer: Any,
     success: bool,
     thinking: str = "keep",
     allow_self: bool = False,
@@ -93,7 +97,7 @@ def siblings(
         for other in sorted(group, key=lambda other: other.index)
         if succeeded(other, context) == success
         and (allow_self or other.index != rollout.index)
-        and clean(other.text, thinking)
+        and clean(other.text, tokenizer, thinking)
     ]
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.word_tokenizer import WordTokenizer
 
 from sdkernels.contexts import CachedCritic, Example, Message, Rollout
 from sdkernels.contexts.critic import critique_messages, usable_critique
@@ -54,6 +55,7 @@ def test_the_prompt_leaves_out_what_is_not_there() -> None:
 
 def test_there_is_nothing_to_ask_about_an_attempt_that_is_all_thinking() -> None:
     assert critique_messages(EXAMPLE, rollout("<think>hm")) is None
+    assert critique_messages(EXAMPLE, rollout("<|im_end|>"), WordTokenizer()) is None
 
 
 @pytest.mark.parametrize(
