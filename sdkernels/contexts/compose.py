@@ -113,6 +113,9 @@ def fit(
 ) -> tuple[tuple[Section, ...], bool]:
     """Cut the ends of the sections, the longest first, until together they fit `max_tokens`.
 
+    Cut sections come out equally long, so that none vanishes while another stays whole; a rest that
+    does not divide goes to the shortest.
+
     Returns the sections and whether anything was cut. The marker that replaces a cut text is not
     counted against the limit.
     """
@@ -121,16 +124,17 @@ def fit(
     if max_tokens < 1:
         raise ValueError(f"max_context_tokens must be at least 1, got {max_tokens}")
     lengths = [count_tokens(section.text, tokenizer) for section in sections]
-    excess = sum(lengths) - max_tokens
     fitted = list(sections)
-    for index in sorted(range(len(fitted)), key=lambda i: -lengths[i]):
-        if excess <= 0:
-            break
-        dropped = min(excess, lengths[index])
-        text = _keep_first_tokens(fitted[index].text, lengths[index] - dropped, tokenizer)
+    left = max_tokens
+    for done, index in enumerate(sorted(range(len(fitted)), key=lambda i: lengths[i])):
+        keep = min(lengths[index], -(-left // (len(fitted) - done)))
+        left -= keep
+        dropped = lengths[index] - keep
+        if dropped == 0:
+            continue
+        text = _keep_first_tokens(fitted[index].text, keep, tokenizer)
         marker = f"[... cut here, {dropped} more tokens]"
         fitted[index] = replace(fitted[index], text=f"{text.rstrip()}\n{marker}".lstrip())
-        excess -= dropped
         logger.info("cut %d tokens off the end of the %s", dropped, fitted[index].label)
     return tuple(fitted), sum(lengths) > max_tokens
 

@@ -93,6 +93,29 @@ def test_a_budget_below_the_shorter_section_empties_the_longer_one(
     assert "cut 8 tokens off the end of the attempt" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("lengths", "limit", "kept"),
+    [
+        ((8, 6), 10, (5, 5)),  # and not 4 and 6
+        ((8, 6), 5, (2, 3)),  # the rest goes to the shorter one
+        ((2, 9, 8), 10, (2, 4, 4)),
+        ((7, 7), 4, (2, 2)),
+        ((8, 1, 3), 6, (2, 1, 3)),
+        ((8, 0), 3, (3, 0)),
+        ((4, 4, 4), 12, (4, 4, 4)),
+    ],
+)
+def test_cut_sections_come_out_equally_long(
+    lengths: tuple[int, ...], limit: int, kept: tuple[int, ...]
+) -> None:
+    sections = [Section("i", "l", " ".join("w" * length)) for length in lengths]
+    fitted, cut = fit(sections, WordTokenizer(), limit)
+    assert tuple(section.text.split("[...")[0].count("w") for section in fitted) == kept
+    assert cut == (sum(lengths) > limit)
+    for section, length, keep in zip(fitted, lengths, kept, strict=True):
+        assert (f"{length - keep} more tokens" in section.text) == (keep < length)
+
+
 def test_a_limit_needs_a_tokenizer_and_must_be_positive() -> None:
     with pytest.raises(ValueError, match="max_context_tokens needs a tokenizer"):
         fit((LONG,), None, 5)
