@@ -24,6 +24,7 @@ from sdkernels.train.config_checks import (
     check_combinations,
     check_ranges,
     check_rollout_source,
+    check_schedule,
 )
 from sdkernels.train.settings import as_mapping, check_kind, is_numeric, plain
 
@@ -46,8 +47,9 @@ class SelfDistillConfig(TrainingArguments):
     # --- defaults that differ from TrainingArguments ----------------------------------------------
     learning_rate: float = _setting(1e-5, "Initial learning rate of AdamW.")
     lr_scheduler_type: SchedulerType | str = _setting(
-        "constant",
-        "Learning rate schedule; constant by default, so that a run can be made longer later.",
+        "constant_with_warmup",
+        "Learning rate schedule; constant after warmup_steps by default, so that a run can be made "
+        "longer later.",
     )
     per_device_train_batch_size: int = _setting(
         4,
@@ -346,6 +348,7 @@ class SelfDistillConfig(TrainingArguments):
         check_ranges(self)
         check_combinations(self)
         check_rollout_source(self)
+        check_schedule(self)
         self._take_context_of_recipe()
 
     def _take_context_of_recipe(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sdkernels.rows import BACKENDS
-from sdkernels.train.settings import check_choice
+from sdkernels.train.settings import check_choice, plain
 
 if TYPE_CHECKING:
     from sdkernels.train.config import SelfDistillConfig
@@ -22,6 +22,9 @@ ADVANTAGE_SCALES = ("group", "none")
 AGGREGATIONS = ("token_mean", "sequence_mean")
 GATES = ("direction_adaptive", "entropy_sign", "schmitt")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Schedules for which transformers drops these settings without a word.
+WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
+WITHOUT_KWARGS = ("constant", "constant_with_warmup")
 
 
 @dataclass(frozen=True)
@@ -202,3 +205,20 @@ def check_rollout_source(config: SelfDistillConfig) -> None:
                     f"{name}={config._given[name]!r} has no effect with rollout_backend="
                     f"{config.rollout_backend!r}; set rollout_backend='server'"
                 )
+
+
+def check_schedule(config: SelfDistillConfig) -> None:
+    """Settings that the learning rate schedule does not read."""
+    schedule = plain(config.lr_scheduler_type)
+    if config.warmup_steps > 0 and schedule in WITHOUT_WARM_UP:
+        raise ValueError(
+            f"warmup_steps={config.warmup_steps} has no effect with lr_scheduler_type="
+            f"{schedule!r}, which has no warm-up; set lr_scheduler_type='constant_with_warmup', or "
+            "leave warmup_steps out"
+        )
+    if config.lr_scheduler_kwargs and schedule in WITHOUT_KWARGS:
+        raise ValueError(
+            f"lr_scheduler_kwargs={config.lr_scheduler_kwargs!r} has no effect with "
+            f"lr_scheduler_type={schedule!r}, which has no settings; leave it out, or name the "
+            "schedule that it belongs to"
+        )

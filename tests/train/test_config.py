@@ -70,6 +70,22 @@ from sdkernels.train.config import SelfDistillConfig
         ({"learning_rate": "abc"}, "learning_rate: expected float, got 'abc'"),
         ({"max_steps": 2.5}, "max_steps: expected int, got 2.5"),
         ({"save_total_limit": "two"}, "save_total_limit: expected int or None, got 'two'"),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 20},
+            "warmup_steps=20 has no effect with lr_scheduler_type='constant'.*constant_with_warmup",
+        ),
+        (
+            {"lr_scheduler_type": "constant", "warmup_steps": 0.1},
+            "warmup_steps=0.1 has no effect with lr_scheduler_type='constant'",
+        ),
+        (
+            {"lr_scheduler_type": "greedy", "warmup_steps": 3, "eval_strategy": "epoch"},
+            "warmup_steps=3 has no effect with lr_scheduler_type='greedy'",
+        ),
+        (
+            {"lr_scheduler_kwargs": {"num_cycles": 2}},
+            "lr_scheduler_kwargs=.* no effect with lr_scheduler_type='constant_with_warmup'",
+        ),
     ],
 )
 def test_wrong_settings(tmp_path, settings, message):
@@ -150,3 +166,17 @@ def test_the_reference_model_of_grpo_gets_no_privileged_context(tmp_path):
     """A KL to a teacher that sees the solution would be distillation in GRPO's name."""
     common = {"output_dir": str(tmp_path), "use_cpu": True, "recipe": "grpo"}
     assert SelfDistillConfig(**common, recipe_args={"kl_weight": 0.1}).context == "none"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"warmup_steps": 5},
+        {"lr_scheduler_type": "constant"},
+        {"lr_scheduler_type": "linear", "warmup_steps": 0.1},
+        {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}},
+    ],
+)
+def test_settings_of_transformers_that_have_an_effect_pass(tmp_path, settings):
+    SelfDistillConfig(output_dir=str(tmp_path), use_cpu=True, **settings)

@@ -1,13 +1,17 @@
 """The smoke scale of every published experiment, a step each on a tiny random model."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.trainer_runs import lines
 
+from sdkernels.contexts import Example
 from sdkernels.train.experiments import experiments, find
 from sdkernels.train.reproduce import METHOD, SMOKE, config_of, reproduce, smoke_settings
+from sdkernels.train.trainer import SelfDistillTrainer
 
 NAMES = list(experiments())
 
@@ -96,3 +100,36 @@ def test_wrong_input(settings: dict[str, Any], message: str) -> None:
     [experiment] = find("dasd/dasd")
     with pytest.raises(ValueError, match=message):
         reproduce(experiment, **settings)
+
+
+@pytest.mark.parametrize("name", ["dasd/dasd", "degrade/ds7b-sdpo-solution"])
+def test_the_warm_up_of_a_study_is_in_its_learning_rates(
+    name: str,
+    tmp_path: Path,
+    tokenizer: Any,
+    make_model: Callable[..., Any],
+    make_problems: Callable[..., list[Example]],
+) -> None:
+    tiny = {
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+        "chat_template_kwargs": None,
+        "max_steps": 3,
+        "num_generations": 2,
+        "max_prompt_length": 200,
+        "max_completion_length": 8,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_generation": None,
+        "dump_tokens": 0,
+    }
+    config = config_of(find(name)[0], scale="full", out=tmp_path, changes=tiny)
+    assert config.warmup_steps >= 20
+    trainer = SelfDistillTrainer(make_model(), config, make_problems(4), tokenizer)
+    trainer.train()
+    rates = [line["learning_rate"] for line in lines(trainer)]
+    wanted = [config.learning_rate * step / config.warmup_steps for step in range(3)]
+    assert rates == pytest.approx(wanted)
