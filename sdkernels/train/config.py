@@ -22,6 +22,7 @@ from sdkernels.train.config_checks import (
     TEACHER_KINDS,
     check_choices,
     check_combinations,
+    check_inherited,
     check_ranges,
     check_rollout_source,
     check_schedule,
@@ -349,6 +350,7 @@ class SelfDistillConfig(TrainingArguments):
         check_combinations(self)
         check_rollout_source(self)
         check_schedule(self)
+        check_inherited(self)
         self._take_context_of_recipe()
 
     def _take_context_of_recipe(self) -> None:

@@ -25,6 +25,14 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Schedules for which transformers drops these settings without a word.
 WITHOUT_WARM_UP = ("constant", "reduce_lr_on_plateau", "greedy")
 WITHOUT_KWARGS = ("constant", "constant_with_warmup")
+# Settings of transformers' own loss and evaluation, which are not run, and what to do instead.
+NOT_RUN = {
+    "label_smoothing_factor": "the recipe is the loss; leave it out, or choose another recipe",
+    "bf16_full_eval": "evaluation samples answers from the weights as they are; leave it out, and "
+    "set dtype",
+    "fp16_full_eval": "evaluation samples answers from the weights as they are; leave it out, and "
+    "set dtype",
+}
 
 
 @dataclass(frozen=True)
@@ -221,4 +229,24 @@ def check_schedule(config: SelfDistillConfig) -> None:
             f"lr_scheduler_kwargs={config.lr_scheduler_kwargs!r} has no effect with "
             f"lr_scheduler_type={schedule!r}, which has no settings; leave it out, or name the "
             "schedule that it belongs to"
+        )
+
+
+def check_inherited(config: SelfDistillConfig) -> None:
+    """Settings of `TrainingArguments` that would change what is computed, but are not read."""
+    for name, remedy in NOT_RUN.items():
+        value = getattr(config, name)
+        if value:
+            raise ValueError(f"{name}={value!r} has no effect: {remedy}")
+    optimizer = plain(config.optim)
+    if config.optim_args and optimizer in ("adamw_torch", "adamw_torch_fused"):
+        raise ValueError(
+            f"optim_args={config.optim_args!r} has no effect with optim={optimizer!r}, whose "
+            "settings are adam_beta1, adam_beta2, adam_epsilon and weight_decay; leave it out"
+        )
+    if config.train_sampling_strategy != "random" and config.num_iterations > 1:
+        raise ValueError(
+            f"train_sampling_strategy={plain(config.train_sampling_strategy)!r} has no effect with "
+            f"num_iterations={config.num_iterations}, which draws random blocks of prompts and "
+            "repeats them; leave it out, or set num_iterations=1"
         )

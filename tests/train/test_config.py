@@ -86,6 +86,14 @@ from sdkernels.train.config import SelfDistillConfig
             {"lr_scheduler_kwargs": {"num_cycles": 2}},
             "lr_scheduler_kwargs=.* no effect with lr_scheduler_type='constant_with_warmup'",
         ),
+        ({"optim_args": "betas=.5"}, "optim_args='betas=.5' has no effect with optim='adamw_torch"),
+        ({"label_smoothing_factor": 0.3}, "label_smoothing_factor=0.3 has no effect.* recipe"),
+        ({"bf16_full_eval": True}, "bf16_full_eval=True has no effect.* dtype"),
+        ({"fp16_full_eval": True}, "fp16_full_eval=True has no effect"),
+        (
+            {"train_sampling_strategy": "sequential", "num_iterations": 2},
+            "train_sampling_strategy='sequential' has no effect with num_iterations=2",
+        ),
     ],
 )
 def test_wrong_settings(tmp_path, settings, message):
@@ -176,6 +184,9 @@ def test_the_reference_model_of_grpo_gets_no_privileged_context(tmp_path):
         {"lr_scheduler_type": "constant"},
         {"lr_scheduler_type": "linear", "warmup_steps": 0.1},
         {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": 2}},
+        {"optim": "sgd", "optim_args": "momentum=.9"},
+        {"train_sampling_strategy": "sequential"},
+        {"label_smoothing_factor": 0.0, "bf16_full_eval": False},
     ],
 )
 def test_settings_of_transformers_that_have_an_effect_pass(tmp_path, settings):
