@@ -31,7 +31,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the model sees besides the question: none (rejection sampling), "
         "reference_solution (guided traces), ...",
     )
-    traces.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="its settings")
+    traces.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="its settings; repeatable",
+    )
     traces.add_argument("--k", type=int, default=4, help="answers sampled for each problem")
     traces.add_argument(
         "--keep",

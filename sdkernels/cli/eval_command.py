@@ -60,11 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--context",
         nargs="+",
+        action="extend",
         default=[],
         metavar="NAME",
         help="let the model answer as the teacher under each of these contexts, beside the "
-        "question alone: NAME or NAME(setting=value,...); see `sdkernels contexts`. Contexts made "
-        "of the model's own answers ask the question alone twice",
+        "question alone: NAME or NAME(setting=value,...), repeatable; see `sdkernels contexts`. "
+        "Contexts made of the model's own answers ask the question alone twice",
     )
     parser.add_argument(
         "--out",

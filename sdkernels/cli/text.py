@@ -35,13 +35,15 @@ def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, An
     like. `flag` names where they came from.
 
     Raises:
-        ValueError: a pair without `=`, or a value that is no YAML.
+        ValueError: a pair without `=`, a value that is no YAML, a key twice.
     """
-    settings = {}
+    settings: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ValueError(f"{flag} {pair!r}: expected KEY=VALUE")
+        if key.strip() in settings:
+            raise ValueError(f"{flag} {pair!r}: {key.strip()!r} is given twice; keep one")
         try:
             settings[key.strip()] = read_text(value)
         except ValueError as error:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
-from sdkernels.train.config import SelfDistillConfig
+from sdkernels.train.config import MAPPING_FIELDS, SelfDistillConfig
 from sdkernels.train.yaml_text import read_text
 
 # Shorter spellings of settings that carry transformers' or TRL's longer names.
@@ -47,8 +47,9 @@ class ConfigParser(HfArgumentParser):
 
         Raises:
             ValueError: unknown flag or key (with the nearest known one), a value of the wrong kind,
-                an unreadable file.
+                an unreadable file, two flags for one mapping.
         """
+        _refuse_twice(arguments)
         only_file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         only_file.add_argument("--config")
         file = only_file.parse_known_args(list(arguments))[0].config
@@ -149,6 +150,16 @@ def write_yaml(config: SelfDistillConfig, file: Path) -> None:
     file.write_text(
         yaml.safe_dump(config.changed(), sort_keys=True, allow_unicode=True), encoding="utf-8"
     )
+
+
+def _refuse_twice(arguments: Sequence[str]) -> None:
+    """A second flag of a mapping would drop the settings of the first."""
+    flags = [word.partition("=")[0].replace("-", "_") for word in arguments]
+    for name in MAPPING_FIELDS:
+        if flags.count(f"__{name}") > 1:
+            raise ValueError(
+                f"--{name} is given twice; write its settings as one, key=value,key=value"
+            )
 
 
 def _unknown_flag(flag: str, config_type: type[SelfDistillConfig]) -> str:

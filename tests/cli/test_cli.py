@@ -11,6 +11,8 @@ from sdkernels import contexts, recipes
 from sdkernels.cli import COMMANDS, main
 from sdkernels.cli.text import columns, parse_settings, record
 
+TRACES = ["data", "traces", "--dataset", "x.jsonl", "--out", "o.jsonl", "--context", "wrong_answer"]
+
 
 def run(capsys, *arguments):
     """Exit status, standard output, standard error."""
@@ -142,9 +144,17 @@ def test_env_names_versions_and_the_backend(capsys):
         (["reproduce", "dasd/dasd", "--show", "--set", "max_step=1"], ["max_step", "max_steps"]),
         (["reproduce", "dasd/dasd", "--set", "max_steps=x"], ["max_steps: expected int, got 'x'"]),
         (["reproduce", "dasd/dasd", "--set", "gate_args={"], ["--set 'gate_args={'", "YAML"]),
+        (["contexts", "--show", "hint", "--set", "a=1", "--set", "a=2"], ["'a'", "twice"]),
+        ([*TRACES, "--set", "chose=fixed", "--set", "seed=1"], ["chose", "choose"]),
+        ([*TRACES, "--set", "seed=1", "--set", "chose=fixed"], ["chose", "choose"]),
+        ([*TRACES, "--set", "seed=1", "chose=fixed"], ["chose", "choose"]),
         (["train", "--recip", "opsd"], ["--recip", "recipe"]),
         (["train", "--output_dir", "x", "--recipe_args", "beta"], ["recipe_args"]),
         (["train", "--output_dir", "x", "--recipe", "opsdd"], ["opsdd", "opsd"]),
+        (
+            ["train", "--output_dir", "x", "--recipe_args", "a=1", "--recipe-args=b=2"],
+            ["--recipe_args", "twice", "key=value,key=value"],
+        ),
         (["train", "--config", "no.yaml"], ["no.yaml"]),
         (["eval", "--dataset", "no.jsonl"], ["no.jsonl"]),
     ],

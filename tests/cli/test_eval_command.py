@@ -21,7 +21,10 @@ def evaluate(monkeypatch, tmp_path, capsys):
 
     monkeypatch.setattr(loading, "load_model", load)
     data = tmp_path / "sums.jsonl"
-    rows = [{"prompt": f"{i}+1?", "answer": str(i + 1), "solution": f"{i + 1}."} for i in range(2)]
+    rows = [
+        {"prompt": f"{i}+1?", "answer": str(i + 1), "solution": f"{i + 1}.", "hint": "count"}
+        for i in range(2)
+    ]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def call(*arguments):
@@ -59,6 +62,12 @@ def test_under_contexts_into_a_study_folder(evaluate, tmp_path):
     found = json.loads((tmp_path / "teacher_accuracy.json").read_text())
     assert [entry["context"] for entry in found["contexts"]] == ["none", *contexts]
     assert found["dataset"].endswith("sums.jsonl")
+
+
+def test_contexts_may_be_given_one_by_one(evaluate):
+    _, out, _ = evaluate("--context", "hint", "--context", "final_answer", "reference_solution")
+    names = [line.split()[0] for line in out.splitlines()[3:7]]
+    assert names == ["none", "hint", "final_answer", "reference_solution"]
 
 
 def test_wrong_contexts_stop_before_a_model_is_loaded(evaluate, monkeypatch):
