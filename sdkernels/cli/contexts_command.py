@@ -45,7 +45,7 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
             "(teacher_chat_template_kwargs) go with any of them."
         )
         return
-    settings = parse_settings(options.set)
+    settings = parse_settings(options.set, texts=contexts.text_settings(options.show))
     context = contexts.get(options.show, **settings)
     fields = {
         key: getattr(context, key)

@@ -89,7 +89,8 @@ def _traces(options: argparse.Namespace) -> None:
     from sdkernels.train.rollout import Sampling
     from sdkernels.train.traces import sample_traces, write_examples
 
-    context = contexts.get(options.context, **parse_settings(options.set))
+    texts = contexts.text_settings(options.context)
+    context = contexts.get(options.context, **parse_settings(options.set, texts=texts))
     is_gym = options.dataset.startswith(GYM_SOURCES)
     examples = load_examples(
         options.dataset,

@@ -135,7 +135,12 @@ def parse_context(text: str) -> Context:
     if found is None:
         raise ValueError(f"--context {text!r}: expected NAME or NAME(setting=value,...)")
     pairs = [pair.strip() for pair in (found["settings"] or "").split(",") if pair.strip()]
-    return contexts.get(found["name"], **parse_settings(pairs, flag=f"--context {text!r}, setting"))
+    settings = parse_settings(
+        pairs,
+        flag=f"--context {text!r}, setting",
+        texts=contexts.text_settings(found["name"]),
+    )
+    return contexts.get(found["name"], **settings)
 
 
 def _run_alone(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sdkernels.train.yaml_text import read_text
+from sdkernels.train.yaml_text import read_as_text, read_text
 
 
 def columns(rows: Sequence[tuple[str, str]]) -> str:
@@ -30,9 +30,11 @@ def record(fields: Mapping[str, Any]) -> str:
     return columns([(key.replace("_", " "), _shown(value)) for key, value in fields.items()])
 
 
-def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, Any]:
+def parse_settings(
+    pairs: Sequence[str], *, flag: str = "--set", texts: Collection[str] = ()
+) -> dict[str, Any]:
     """`key=value` pairs; values are read as YAML, so that numbers, true and null are what they look
-    like. `flag` names where they came from.
+    like. Those of the keys in `texts` stay as they were typed. `flag` names where they came from.
 
     Raises:
         ValueError: a pair without `=`, a value that is no YAML, a key twice.
@@ -45,7 +47,7 @@ def parse_settings(pairs: Sequence[str], *, flag: str = "--set") -> dict[str, An
         if key.strip() in settings:
             raise ValueError(f"{flag} {pair!r}: {key.strip()!r} is given twice; keep one")
         try:
-            settings[key.strip()] = read_text(value)
+            settings[key.strip()] = (read_as_text if key.strip() in texts else read_text)(value)
         except ValueError as error:
             raise ValueError(f"{flag} {pair!r}: its value is {error}") from error
     return settings

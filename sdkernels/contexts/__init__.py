@@ -17,7 +17,7 @@ from sdkernels.contexts.compose import Privileged, Section
 from sdkernels.contexts.critic import CachedCritic
 from sdkernels.contexts.local_critic import LocalCritic
 from sdkernels.contexts.quotes import error_start
-from sdkernels.contexts.registry import get, names, register, table
+from sdkernels.contexts.registry import get, names, register, table, text_settings
 from sdkernels.contexts.sample import render_sample
 from sdkernels.contexts.server_critic import CriticError, ServerCritic
 from sdkernels.contexts.thinking import strip_thinking
@@ -46,6 +46,7 @@ __all__ = [
     "names",
     "register",
     "table",
+    "text_settings",
     "render_sample",
     "build_batch",
     "build_prompts",

@@ -106,6 +106,16 @@ def _group_of_wrong_answer(settings: Mapping[str, Any]) -> int:
     return 2 if settings["choose"] == "sibling" else 1
 
 
+def _why_no_wrong_answer(settings: Mapping[str, Any]) -> str:
+    fixed = f"fixed={settings['fixed']!r} is right"
+    reasons = {
+        "changed": f"nothing in it to change and {fixed}",
+        "sibling": "no wrong response with an answer",
+        "fixed": fixed,
+    }
+    return f"no answer, or {reasons[settings['choose']]}: weight 0"
+
+
 @register(
     "wrong_answer",
     summary="A wrong final answer, in the words of `final_answer`: a control.",
@@ -113,7 +123,7 @@ def _group_of_wrong_answer(settings: Mapping[str, Any]) -> int:
     made_of=_wrong_answer_is_made_of,
     needs=("answer",),
     least_group=_group_of_wrong_answer,
-    on_empty="no answer; with choose='sibling' no wrong response with an answer: weight 0",
+    on_empty=_why_no_wrong_answer,
 )
 def wrong_answer(
     example: Example,

@@ -25,6 +25,7 @@ def register(
     reads_responses: bool | Callable[[Settings], bool] | None = None,
     needs: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = (),
     least_group: int | Callable[[Settings], int] = 1,
+    on_empty: str | Callable[[Settings], str] = "never empty",
     **record: Any,
 ) -> Callable[[Builder], Builder]:
     """Add a builder to the registry under `name`.
@@ -33,9 +34,9 @@ def register(
     `Privileged` or None. Its keyword-only parameters are the settings of the context, with their
     defaults; their annotation, a `Literal`, a plain type or a union of plain types, says what they
     accept. With `ask=`, a function of the same arguments that returns the prompt of a writer, the
-    builder gets the writer's answer as a fifth argument. `made_of`, `reads_responses`, `needs`
-    and `least_group` may be functions of the settings; where `reads_responses` is not given,
-    `made_of` tells: all but "nothing" and "data" read them. `record` are further fields of
+    builder gets the writer's answer as a fifth argument. `made_of`, `reads_responses`, `needs`,
+    `least_group` and `on_empty` may be functions of the settings; where `reads_responses` is not
+    given, `made_of` tells: all but "nothing" and "data" read them. `record` are further fields of
     `Context`.
     """
     if name in _REGISTRY:
@@ -52,6 +53,7 @@ def register(
             "reads_responses": reads_responses,
             "needs": needs,
             "least_group": least_group,
+            "on_empty": on_empty,
         }
         _REGISTRY[name] = Context(
             name=name,
@@ -80,7 +82,8 @@ def _in_force(name: str, settings: Settings) -> dict[str, Any]:
 
 
 def get(name: str, **settings: Any) -> Context:
-    """The context called `name`, with some of its settings changed.
+    """The context called `name`, with some of its settings changed. A number for a setting of text
+    becomes its text.
 
     Raises:
         ValueError: unknown name or setting (with the nearest known ones), or a value that the
@@ -90,12 +93,24 @@ def get(name: str, **settings: Any) -> Context:
         raise ValueError(_unknown("context", name, _REGISTRY))
     context = _REGISTRY[name]
     hints = get_type_hints(context.build) if settings else {}
+    merged = dict(context.settings)
     for key, value in settings.items():
         if key not in context.settings:
             raise ValueError(_unknown(f"setting of context {name!r}", key, context.settings))
-        _check_setting(name, key, value, hints[key])
-    merged = {**context.settings, **settings}
+        merged[key] = str(value) if hints[key] is str and type(value) in (int, float) else value
+        _check_setting(name, key, merged[key], hints[key])
     return replace(context, settings=merged, **_in_force(name, merged))
+
+
+def text_settings(name: str) -> set[str]:
+    """The settings of context `name` that hold text, so that what is typed for them is no number;
+    none for an unknown name.
+    """
+    if name not in _REGISTRY:
+        return set()
+    context = _REGISTRY[name]
+    hints = get_type_hints(context.build)
+    return {key for key in context.settings if hints[key] is str}
 
 
 def names() -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any, get_type_hints
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from sdkernels import recipes
+from sdkernels import contexts, recipes
 from sdkernels.train.config_checks import (
     AGGREGATIONS,
     DTYPES,
@@ -344,7 +344,8 @@ class SelfDistillConfig(TrainingArguments):
         self._check_kinds()
         super().__post_init__()
         for name in MAPPING_FIELDS:
-            setattr(self, name, as_mapping(name, getattr(self, name)))
+            texts = contexts.text_settings(self.context) if name == "context_args" else ()
+            setattr(self, name, as_mapping(name, getattr(self, name), texts=texts))
         check_choices(self)
         check_ranges(self)
         check_combinations(self)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from difflib import get_close_matches
 from enum import Enum
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
-from sdkernels.train.yaml_text import read_text
+from sdkernels.train.yaml_text import read_as_text, read_text
 
 
 def check_choice(name: str, value: Any, accepted: tuple[str, ...]) -> None:
@@ -45,9 +46,11 @@ def plain(value: Any) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
+def as_mapping(
+    name: str, value: dict | str | None, *, texts: Collection[str] = ()
+) -> dict[str, Any] | None:
     """A mapping from a dict, a JSON object, or `key=value,key=value` with values read as YAML; None
-    stays None.
+    stays None. Of pairs, the values of the keys in `texts` stay as they were typed.
 
     Raises:
         TypeError: another kind of value.
@@ -79,7 +82,7 @@ def as_mapping(name: str, value: dict | str | None) -> dict[str, Any] | None:
         if key.strip() in pairs:
             raise ValueError(f"{name}: {key.strip()!r} is given twice in {text!r}; keep one")
         try:
-            pairs[key.strip()] = read_text(raw)
+            pairs[key.strip()] = (read_as_text if key.strip() in texts else read_text)(raw)
         except ValueError as error:
             raise ValueError(
                 f"{name}: the value of {part!r} is {error}; expected key=value,key=value, or a "

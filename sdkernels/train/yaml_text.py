@@ -50,3 +50,14 @@ def read_text(text: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError) as error:  # a date that does not exist is a ValueError
         raise ValueError(f"not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def read_as_text(text: str) -> str | None:
+    """`text` as it was typed, also where YAML reads a number or a date in it (`007`, `1e3`). Quotes
+    go, and what is null stays None.
+
+    Raises:
+        ValueError: no YAML; one line.
+    """
+    value = read_text(text)
+    return value if value is None or isinstance(value, str) else text.strip()

@@ -66,6 +66,14 @@ def test_settings_of_a_context_reach_the_builder(capsys):
     assert "<think>" not in shown[1]
 
 
+@pytest.mark.parametrize("answer", ["999", "1e3", "007", "2020-01-01", "true"])
+def test_a_setting_of_text_is_what_was_typed(capsys, answer):
+    fixed = ["--set", "choose=fixed", "--set", f"fixed={answer}"]
+    status, out, err = run(capsys, "contexts", "--show", "wrong_answer", *fixed)
+    assert status == 0, err
+    assert f"[known answer]\n{answer}\n" in out
+
+
 def test_reproduce_lists_studies_and_shows_one_beside_the_published(capsys):
     _, out, _ = run(capsys, "reproduce")
     assert "degrade  (2603.24472)" in out
@@ -148,6 +156,7 @@ def test_env_names_versions_and_the_backend(capsys):
         ([*TRACES, "--set", "chose=fixed", "--set", "seed=1"], ["chose", "choose"]),
         ([*TRACES, "--set", "seed=1", "--set", "chose=fixed"], ["chose", "choose"]),
         ([*TRACES, "--set", "seed=1", "chose=fixed"], ["chose", "choose"]),
+        ([*TRACES, "--set", "choose=fixed", "fixed=007"], ["x.jsonl"]),
         (["train", "--recip", "opsd"], ["--recip", "recipe"]),
         (["train", "--output_dir", "x", "--recipe_args", "beta"], ["recipe_args"]),
         (["train", "--output_dir", "x", "--recipe", "opsdd"], ["opsdd", "opsd"]),

@@ -84,6 +84,11 @@ def test_wrong_contexts_stop_before_a_model_is_loaded(evaluate, monkeypatch):
         assert "Traceback" not in err
 
 
+def test_a_setting_of_text_is_what_was_typed():
+    context = parse_context("wrong_answer(choose=fixed, fixed=007)")
+    assert context.settings["fixed"] == "007"
+
+
 def test_sampling_and_template_reach_the_model(evaluate, monkeypatch):
     seen = {}
 

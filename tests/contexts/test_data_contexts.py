@@ -109,6 +109,24 @@ def test_no_wrong_answer_has_the_value_of_the_right_one() -> None:
     assert "[known answer]\n5\n" in content
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"choose": "fixed", "fixed": "29"}, "no answer, or fixed='29' is right: weight 0"),
+        ({"fixed": "blue"}, "no answer, or nothing in it to change and fixed='blue' is right: w"),
+        ({"choose": "sibling"}, "no answer, or no wrong response with an answer: weight 0"),
+    ],
+)
+def test_the_reason_for_no_signal_is_that_of_the_settings(
+    settings: dict[str, str], reason: str
+) -> None:
+    assert contexts.get("wrong_answer", **settings).on_empty.startswith(reason)
+    if settings.get("fixed") == "29":
+        assert reason in contexts.render_sample("wrong_answer", **settings)
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            contexts.validate([EXAMPLE], contexts.get("wrong_answer", **settings))
+
+
 def test_where_nothing_can_be_changed_the_fixed_answer_stands_in() -> None:
     example = replace(EXAMPLE, answer="blue")
     content = build("wrong_answer", example, fixed="42")

@@ -189,6 +189,20 @@ def test_a_setting_of_the_wrong_kind_is_refused(settings: dict[str, Any], messag
         contexts.get("sibling_solution", **settings)
 
 
+@pytest.mark.parametrize(("number", "text"), [(999, "999"), (-2.5, "-2.5")])
+def test_a_number_for_a_setting_of_text_becomes_its_text(number: float, text: str) -> None:
+    assert contexts.get("wrong_answer", fixed=number).settings["fixed"] == text
+    for value in (True, None, [1]):
+        with pytest.raises(ValueError, match="fixed must be of type str, got"):
+            contexts.get("wrong_answer", fixed=value)
+
+
+def test_which_settings_hold_text() -> None:
+    assert contexts.text_settings("wrong_answer") == {"fixed"}
+    assert contexts.text_settings("sibling_solution") == set()
+    assert contexts.text_settings("no such context") == set()
+
+
 def test_a_number_of_things_is_at_least_one() -> None:
     with pytest.raises(ValueError, match="negatives must be of type int and at least 1, got 0"):
         contexts.get("contrastive", negatives=0)

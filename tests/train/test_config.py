@@ -9,6 +9,7 @@ import math
 import pytest
 from transformers import TrainingArguments
 
+from sdkernels import contexts
 from sdkernels.train.config import SelfDistillConfig
 
 
@@ -161,6 +162,17 @@ def test_settings_of_a_context_alone_are_for_the_one_that_the_recipe_brings(tmp_
     own = SelfDistillConfig(**common)
     assert config.context == "contrastive"
     assert config.context_args == {**own.context_args, "negatives": 2}
+
+
+@pytest.mark.parametrize("answer", ["999", "1e3", "007"])
+def test_a_setting_of_a_context_that_is_text_is_what_was_typed(tmp_path, answer):
+    config = SelfDistillConfig(
+        output_dir=str(tmp_path),
+        use_cpu=True,
+        context="wrong_answer",
+        context_args=f"choose=fixed,fixed={answer}",
+    )
+    assert contexts.get(config.context, **config.context_args).settings["fixed"] == answer
 
 
 def test_the_context_of_rosd_follows_what_becomes_of_failed_groups(tmp_path):

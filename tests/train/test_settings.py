@@ -23,6 +23,12 @@ def test_mappings(text, expected):
     assert as_mapping("x", text) == expected
 
 
+def test_a_setting_of_text_stays_as_it_was_typed():
+    text = "a=1e3, b= 007 ,c='5',d=,e=word"
+    expected = {"a": 1000.0, "b": "007", "c": "5", "d": None, "e": "word"}
+    assert as_mapping("x", text, texts={"b", "c", "d", "e"}) == expected
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

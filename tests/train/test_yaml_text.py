@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdkernels.train.yaml_text import read_text
+from sdkernels.train.yaml_text import read_as_text, read_text
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,11 @@ def test_what_is_refused_gets_one_line(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         read_text(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("007", "007"), (" 1e3 ", "1e3"), ("'5'", "5"), ("word", "word"), ("", None), ("null", None)],
+)
+def test_what_is_typed_for_a_text_is_no_number(text, expected):
+    assert read_as_text(text) == expected
