@@ -29,6 +29,14 @@ def test_help_names_every_command(capsys):
     assert all(name in text for name in COMMANDS)
 
 
+@pytest.mark.parametrize("module", ["sdkernels", "sdkernels.cli"])
+def test_the_package_runs_as_a_module(module):
+    command = [sys.executable, "-m", module, "recipes", "--show", "gpro"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.startswith("sdkernels recipes: unknown recipe: 'gpro'")
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "train"])
 def test_every_command_explains_itself(capsys, command):
     with pytest.raises(SystemExit) as stopped:
