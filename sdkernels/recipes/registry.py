@@ -57,8 +57,8 @@ class Body:
         batch_quantity: `(s, tok) -> (value [C], which tokens count [C])`; its mean, by `weight`,
             over all tokens of an optimisation step is `batch_mean`. It reads statistics of the
             teacher only.
-        anchored: sequences for which the teacher has no context keep their verifier's advantage
-            (`signal` 0) instead of being left out.
+        anchored: sequences for which the teacher has no context stay in the loss (`signal` 0), with
+            what the recipe makes of their verifier's advantage, instead of being left out.
         skips_failed_groups: groups without any success are left out.
         context: name and settings of the context that the source trains with, where the recipe
             makes little sense with another.
