@@ -122,7 +122,7 @@ def reward_phrase(
 @register(
     "step_critique",
     summary="The student's own steps, corrected one by one by a frozen critic.",
-    source="2606.11173 (step-aligned feedback)",
+    source="2606.11173 (StepAlignFB: step-aligned feedback)",
     made_of="model",
     needs=("answer|solution",),
     leaks_answer=True,

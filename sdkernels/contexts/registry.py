@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sdkernels.contexts.types import Builder, Context
+from sdkernels.recipes.settings import published_as
 
 Settings = Mapping[str, Any]
 
@@ -86,11 +87,12 @@ def get(name: str, **settings: Any) -> Context:
     becomes its text.
 
     Raises:
-        ValueError: unknown name or setting (with the nearest known ones), or a value that the
-            setting does not accept.
+        ValueError: unknown name or setting (with the nearest known ones, and those of the paper
+            that is named), or a value that the setting does not accept.
     """
     if name not in _REGISTRY:
-        raise ValueError(_unknown("context", name, _REGISTRY))
+        sources = {known: context.source for known, context in _REGISTRY.items()}
+        raise ValueError(_unknown("context", name, _REGISTRY, published_as(name, sources)))
     context = _REGISTRY[name]
     hints = get_type_hints(context.build) if settings else {}
     merged = dict(context.settings)
@@ -159,8 +161,9 @@ def _counts(key: str) -> bool:
     return key != "seed"
 
 
-def _unknown(what: str, name: str, known: Iterable[str]) -> str:
+def _unknown(what: str, name: str, known: Iterable[str], published: Collection[str] = ()) -> str:
     known = list(known)
     near = difflib.get_close_matches(str(name), known)
+    near += [other for other in published if other not in near]
     guess = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     return f"unknown {what}: {name!r}.{guess} Known: {', '.join(known) or 'none'}."

@@ -12,7 +12,7 @@ from sdkernels.recipes.registry import Body, register
 @register(
     "nll",
     summary="supervised fine-tuning: -log S(y)",
-    source="maximum likelihood",
+    source="maximum likelihood (SFT)",
 )
 def nll() -> Body:
     """loss = -log S(y)."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sdkernels.recipes.settings import Setting, resolve, unknown
+from sdkernels.recipes.settings import Setting, published_as, resolve, unknown
 from sdkernels.recipes.shielded import Shielded
 
 LossFn = Callable[[Any, Any], Tensor]
@@ -155,11 +155,13 @@ def get(name: str, **cfg: Any) -> Recipe:
     """The recipe `name` with its defaults overridden by `cfg`.
 
     Raises:
-        ValueError: an unknown name or setting (the message gives the nearest known ones), or a
-            value that the setting does not accept or that has no effect in this configuration.
+        ValueError: an unknown name or setting (the message gives the nearest known ones, and those
+            of the paper that is named), or a value that the setting does not accept or that has no
+            effect in this configuration.
     """
     if name not in _REGISTRY:
-        raise ValueError(unknown("recipe", name, _REGISTRY))
+        sources = {known: entry.source for known, entry in _REGISTRY.items()}
+        raise ValueError(unknown("recipe", name, _REGISTRY, published_as(name, sources)))
     entry = _REGISTRY[name]
     config = resolve(name, entry.settings, cfg)
     body = entry.factory(**config)

@@ -169,9 +169,30 @@ def _condition_words(other: str, values: tuple[Any, ...] | Above) -> str:
     return " or ".join(f"{other}={value!r}" for value in values)
 
 
-def unknown(kind: str, name: object, known: Collection[str]) -> str:
-    """Message for a name that does not exist: nearest names first, then all of them."""
+def published_as(name: object, sources: Mapping[str, str]) -> list[str]:
+    """The keys of `sources` whose text has `name` for a word with capitals, as names of methods
+    are written (SDPO, SD-Zero); case and punctuation of `name` don't count.
+    """
+    wanted = _plain_word(str(name))
+    return [
+        key
+        for key, text in sources.items()
+        if wanted in (_plain_word(word) for word in text.split() if word.lower() != word)
+    ]
+
+
+def _plain_word(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+def unknown(
+    kind: str, name: object, known: Collection[str], published: Collection[str] = ()
+) -> str:
+    """Message for a name that does not exist: nearest names first, then those that are `published`
+    under it, then all of them.
+    """
     near = difflib.get_close_matches(str(name), list(known), n=3, cutoff=0.5)
+    near += [word for word in published if word not in near]
     hint = f"; did you mean {' or '.join(repr(word) for word in near)}?" if near else "."
     return f"unknown {kind}: {name!r}{hint} Known: {', '.join(sorted(known)) or '(none)'}"
 

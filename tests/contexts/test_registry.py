@@ -169,6 +169,20 @@ def test_an_unknown_name_gets_suggestions() -> None:
         contexts.get("zzz")
 
 
+@pytest.mark.parametrize(
+    ("published", "ours"),
+    [
+        ("refsol", "'stronger_solution'"),
+        ("StepAlignFB", "'step_critique'"),
+        ("sd_zero", "'reward_phrase'"),
+        ("rosd", "'hint' or 'self_reflection'"),
+    ],
+)
+def test_the_name_of_a_paper_suggests_what_came_from_it(published: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=rf"unknown context: .* Did you mean .*{ours}.*\? Known"):
+        contexts.get(published)
+
+
 def test_an_unknown_setting_gets_suggestions() -> None:
     with pytest.raises(ValueError, match=r"setting of context 'sibling_solution': 'chose'.*choose"):
         contexts.get("sibling_solution", chose="first")

@@ -96,6 +96,14 @@ def test_an_unknown_recipe_gets_the_nearest_name() -> None:
         recipes.get("grpo", cliphigh=0.3)
 
 
+@pytest.mark.parametrize(
+    ("published", "ours"), [("SFT", "nll"), ("Anti-SD", "antisd"), ("RLSD", "rlsd")]
+)
+def test_the_name_of_a_paper_suggests_what_came_from_it(published: str, ours: str) -> None:
+    with pytest.raises(ValueError, match=rf"did you mean (.* or )?'{ours}'( or .*)?\? Known"):
+        recipes.get(published)
+
+
 def test_a_recipe_is_its_own() -> None:
     """Changing one object's dictionaries does not reach the next."""
     recipes.get("opsd").engine["entry_clip"] = 7.0

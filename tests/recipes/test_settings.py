@@ -60,3 +60,14 @@ def test_a_setting_without_effect_is_refused_not_ignored() -> None:
 def test_unknown_lists_what_there_is() -> None:
     assert settings.unknown("thing", "zzz", ["b", "a"]) == "unknown thing: 'zzz'. Known: a, b"
     assert "did you mean 'alpha'?" in settings.unknown("thing", "alhpa", ["alpha", "beta"])
+    twice = settings.unknown("thing", "alhpa", ["alpha", "beta"], ["beta", "alpha"])
+    assert "did you mean 'alpha' or 'beta'?" in twice
+
+
+def test_published_names_are_whole_words_of_a_source() -> None:
+    sources = {"a": "SD-Zero 2604.12002 (say it again)", "b": "2606.11173 (StepAlignFB: steps)"}
+    assert settings.published_as("sd_zero", sources) == ["a"]
+    assert settings.published_as("stepalignfb", sources) == ["b"]
+    assert settings.published_as("zero", sources) == []
+    assert settings.published_as("again", sources) == []
+    assert settings.published_as("", sources) == []
