@@ -15,6 +15,7 @@ from sdkernels.contexts.types import (
     Rollout,
     Services,
     TeacherPrompt,
+    has_text,
     needs_writer,
     written,
 )
@@ -142,7 +143,8 @@ def validate(
             f"context {context.name!r} needs a critic: a local model (LocalCritic) or the url of "
             f"a server (ServerCritic)"
         )
-    problems = _missing_fields(examples, context)
+    lacks = [rows_without(examples, need, "context", context.name) for need in context.needs]
+    problems = [lack for lack in lacks if lack is not None]
     if context.needs and context.made_of == "data":
         problems += _unusable_texts(examples, context, services)
     if problems and strict:
@@ -172,16 +174,18 @@ def _log_unanswered(who: str, rollouts: Sequence[Rollout], answers: Sequence[str
     )
 
 
-def _missing_fields(examples: Sequence[Example], context: Context) -> list[str]:
-    rows: dict[str, list[str]] = defaultdict(list)
-    for number, example in enumerate(examples, start=1):
-        for need in context.missing(example):
-            rows[need].append(_row(number, example))
-    return [
-        f"context {context.name!r} needs {_field(need)}, which {_share(found, examples)} lack: "
-        f"{_listing(found)}. Add it, leave these rows out, or choose a context without it."
-        for need, found in rows.items()
-    ]
+def rows_without(examples: Sequence[Example], need: str, kind: str, name: str) -> str | None:
+    """One line that names the rows without text in the field `need` (`"a|b"`: in both), which the
+    `kind` (context, recipe) called `name` cannot do without; None where all have it.
+    """
+    rows = enumerate(examples, start=1)
+    found = [_row(number, example) for number, example in rows if not has_text(example, need)]
+    if not found:
+        return None
+    return (
+        f"{kind} {name!r} needs {_field(need)}, which {_share(found, examples)} lack: "
+        f"{_listing(found)}. Add it, leave these rows out, or choose a {kind} without it."
+    )
 
 
 def _unusable_texts(examples: Sequence[Example], context: Context, services: Services) -> list[str]:

@@ -111,6 +111,11 @@ class TeacherPrompt:
     error_quote: str | None = None
 
 
+def has_text(example: Example, need: str) -> bool:
+    """Whether the example has text in the field `need`, or for `"a|b"` in one of them."""
+    return any((getattr(example, name) or "").strip() for name in need.split("|"))
+
+
 Builder = Callable[..., "Privileged | None"]
 Asker = Callable[..., "list[Message] | None"]
 
@@ -218,11 +223,7 @@ class Context:
 
     def missing(self, example: Example) -> list[str]:
         """Entries of `needs` that the example has no text for."""
-        return [
-            need
-            for need in self.needs
-            if not any((getattr(example, name) or "").strip() for name in need.split("|"))
-        ]
+        return [need for need in self.needs if not has_text(example, need)]
 
 
 def written(

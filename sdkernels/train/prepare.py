@@ -23,6 +23,7 @@ from sdkernels.contexts import (
     error_start,
     validate,
 )
+from sdkernels.contexts.batch import rows_without
 from sdkernels.recipes import Recipe
 from sdkernels.train.batch import Row, mask_rows, set_weights
 from sdkernels.train.config import SelfDistillConfig
@@ -92,16 +93,20 @@ class StepBuilder:
         """Everything that can be known to fail is refused here, before the first step.
 
         Raises:
-            ValueError: a prompt that is too long, an answer that cannot be verified, a context that
-                lacks its field or does
-                not fit, templates that end differently. Each names its row.
+            ValueError: a prompt that is too long, answers that are missing or cannot be verified, a
+                context that lacks its field or does not fit, templates that end differently. Each
+                names its rows.
         """
         if not examples:
             raise ValueError("the dataset is empty: there is no example to train on")
         if isinstance(self.backend, DatasetRollout):
             self.backend.check(examples)
+        if self.needs_rewards:
+            lack = rows_without(examples, "answer", "recipe", self.recipe.name)
+            if lack is not None:
+                raise ValueError(lack)
         for example in examples:
-            if example.answer is not None or self.needs_rewards:
+            if example.answer is not None:
                 kind_of(example)
             num_tokens = len(self.student.ids(example.prompt))
             check_prompt_length(example, num_tokens, self.config.max_prompt_length)

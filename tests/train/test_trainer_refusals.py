@@ -20,8 +20,14 @@ def test_refusals_name_the_row(make_trainer, make_problems):
     with pytest.raises(ValueError, match=r"needs `solution`, which 1 of 3 examples lack.*id 'x'"):
         make_trainer(examples=lacking)
     unjudged = [Example(id="y", prompt=problems[0].prompt, metadata={"row": "row 9"})]
-    with pytest.raises(ValueError, match="row 9: can't be verified"):
-        make_trainer(examples=unjudged, recipe="grpo")
+    both = [problems[0], *unjudged, Example(id="z", prompt=problems[0].prompt, answer=" ")]
+    for recipe in ("grpo", "rlsd"):
+        with pytest.raises(
+            ValueError,
+            match=rf"recipe '{recipe}' needs `answer`, which 2 of 3 examples lack: "
+            r"row 9 \(id 'y'\); example 3 \(id 'z'\)\. Add it, .* or choose a recipe without it",
+        ):
+            make_trainer(examples=both, recipe=recipe)
     for context, fields in (
         ("sibling_solution", "`answer`"),
         ("verifier_feedback", "`answer` or `feedback`"),
