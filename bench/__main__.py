@@ -27,7 +27,9 @@ def default_path(device: torch.device) -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run, print the tables, write the file; returns the exit status."""
+    """Run, print the tables, write the file; returns the exit status: 1 where a run failed outside
+    a peer.
+    """
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the suite.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
     parser.add_argument("--limit-seconds", type=float, help="stop beginning runs after this time")
@@ -48,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         parser.error(str(error))
     try:
-        suite.run_jobs(suite.jobs(entries, device), command, out, limit_seconds=limit)
+        made = suite.run_jobs(suite.jobs(entries, device), command, out, limit_seconds=limit)
     except KeyboardInterrupt:
         return 130
-    return 0
+    return 1 if made.failures else 0
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 
 Writes one JSON file (default: `$OUT/gpu.json`, else `bench/results/gpu-<date>.json`), beside it the
 suite's results file `<hardware>-<date>.json`, and prints tables, that of shape A last. The file is
-written after every part, the suite's after every run. Exit status: 0, 1 if a test or the memory
-check fails, 2 if the kernels cannot run here.
+written after every part, the suite's after every run. Exit status: 0, 1 if a test, a run of the
+suite or the memory check fails, 2 if the kernels cannot run here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import datetime
 import json
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from sdkernels.kernels import unavailable_reason
 
 from .gpu_checks import run_sanitizer, run_tests
+from .peer import one_line
 from .results import ensure_writable
 
 
@@ -71,25 +73,41 @@ def table(result: dict[str, Any]) -> str:
     tests = result.get("tests", {"status": "skipped"})
     counts = ", ".join(f"{name} {value:g}" for name, value in tests.items() if name != "status")
     lines.append(f"tests: {tests['status']}" + (f" ({counts})" if counts else ""))
+    if "suite" in result:
+        lines.append(f"suite: {result['suite']['status']}")
     lines.append(f"memory check: {result.get('sanitizer', {'status': 'skipped'})['status']}")
     return "\n".join(lines)
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether a test or the memory check found something, or the tests did not run to the end."""
+    """Whether a test, the suite or the memory check found something, or tests were stopped."""
     tests = result.get("tests", {"status": "passed"})["status"]
-    return tests != "passed" or result.get("sanitizer", {}).get("status") == "errors found"
+    suite = result.get("suite", {"status": "passed"})["status"]
+    found = result.get("sanitizer", {}).get("status") == "errors found"
+    return tests != "passed" or suite != "passed" or found
 
 
-def _suite(limit_seconds: float, folder: Path) -> None:
-    """The peers, most wanted runs first; what there was no time for is listed in the file."""
+def _suite(limit_seconds: float, folder: Path) -> dict[str, Any]:
+    """The peers, most wanted runs first; what there was no time for is listed in the file. What
+    fails is this part alone.
+    """
+    try:
+        failures = _run_suite(limit_seconds, folder)
+    except Exception as error:
+        traceback.print_exc()
+        return {"status": f"failed: {type(error).__name__}: {one_line(error)}"}
+    return {"status": f"failed: {'; '.join(failures)}" if failures else "passed"}
+
+
+def _run_suite(limit_seconds: float, folder: Path) -> list[str]:
     from .__main__ import default_path
     from .suite import gpu_entries, jobs, run_jobs
 
     device = torch.device("cuda")
     command = f"python -m bench.gpu --suite-seconds {limit_seconds:g}"
     path = folder / default_path(device).name
-    run_jobs(jobs(gpu_entries(), device), command, path, limit_seconds=limit_seconds)
+    wanted = jobs(gpu_entries(), device)
+    return run_jobs(wanted, command, path, limit_seconds=limit_seconds).failures
 
 
 def _default_out() -> Path:
@@ -137,7 +155,8 @@ def main(arguments: list[str] | None = None) -> int:
     keep()
     if options.suite_seconds > 0:
         torch.cuda.empty_cache()
-        _suite(options.suite_seconds, options.out.parent)
+        result["suite"] = _suite(options.suite_seconds, options.out.parent)
+        keep()
     if not options.skip_tests:
         result["sanitizer"] = run_sanitizer()
         keep()

@@ -22,6 +22,9 @@ class Record:
     Whoever stops the command, or kills it, or takes its memory away, leaves the runs that were made
     and a list of those that were not.
 
+    Attributes:
+        failures: runs that failed outside a peer, a line for each with its reason.
+
     Raises:
         ValueError: nothing can be written at `path`. Better now than after the measurement.
     """
@@ -40,6 +43,7 @@ class Record:
         self._waiting = list(settings)
         self._runs: list[dict[str, Any]] = []
         self._left_out: list[dict[str, Any]] = []
+        self.failures: list[str] = []
 
     @property
     def result(self) -> dict[str, Any]:
@@ -59,6 +63,13 @@ class Record:
         """The first setting that waits is not run."""
         self._left_out.append(_left_out(self._waiting.pop(0), reason))
         self._write()
+
+    def fail(self, reason: str) -> None:
+        """The first setting that waits failed outside a peer."""
+        setting = self._waiting[0]
+        where = f"{setting.case.name}, {setting.shape.name}, T = {setting.tokens}"
+        self.failures.append(f"{where}: {reason}")
+        self.leave_out(f"failed: {reason}")
 
     @contextmanager
     def shown(self) -> Iterator[None]:

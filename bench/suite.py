@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from . import cases, peers, shapes
 from .cases import CASES
 from .measure import available_bytes
-from .peer import Peer
+from .peer import Peer, one_line
 from .problem import Setting
 from .record import Record
-from .runner import Effort, run
+from .runner import CHECK_TOKENS, Effort, run
 from .tables import heading
 
 KL = "kl-teacher-student"
@@ -117,8 +120,9 @@ def run_jobs(
     limit_seconds: float | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Record:
-    """Run the jobs in order, keep each run at `path`, and print the tables, also where Ctrl-C or an
-    error ends it; what does not fit into the limit is listed under `left_out`.
+    """Run the jobs in order, keep each run at `path`, and print the tables, also where Ctrl-C ends
+    it; what fails outside a peer, or does not fit into memory or the limit, is listed under
+    `left_out`.
 
     A run is begun while there is time for its timed part, so the limit is passed by what checks and
     compilation of the last one take.
@@ -136,30 +140,61 @@ def run_jobs(
             if limit_seconds is not None and spent + job.effort.seconds > limit_seconds:
                 record.leave_out(f"{limit_seconds:.0f} s were given, {spent:.0f} s were spent")
                 continue
-            reason = too_large(job.setting)
-            if reason is not None:
-                record.leave_out(reason)
-                continue
-            found = run(job.setting, job.peers, job.effort)
-            record.add(found)
-            say(f"[{time.perf_counter() - started:4.0f} s] {heading(found)}")
+            found = _run_or_reason(job, record)
+            if found is not None:
+                record.add(found)
+                say(f"[{time.perf_counter() - started:4.0f} s] {heading(found)}")
     return record
 
 
-def too_large(setting: Setting) -> str | None:
-    """Why the inputs and the float64 answer do not fit into the memory of a CPU; None: they may.
+def _run_or_reason(job: Job, record: Record) -> dict[str, Any] | None:
+    """The run; None: it was left out, and `record` has the reason."""
+    _give_back_memory(job.setting.device)
+    try:
+        reason = too_large(job.setting)
+        if reason is None:
+            return run(job.setting, job.peers, job.effort)
+    except Exception as error:
+        # Its traceback holds the tensors of the run: no more than its words outlive this block.
+        failure = ": ".join(filter(None, (type(error).__name__, one_line(error))))
+    else:
+        record.leave_out(reason)
+        return None
+    record.fail(failure)
+    return None
 
-    A GPU answers with an error; here the system would end the process, or another one. It is a
-    lower bound: what peers need comes on top.
+
+def _give_back_memory(device: torch.device) -> None:
+    """To the GPU, whose free memory does not count what the allocator keeps of runs before."""
+    if device.type == "cuda":
+        gc.collect()
+        with suppress(RuntimeError):  # after some errors every call raises; so does the run then
+            torch.cuda.empty_cache()
+
+
+def too_large(setting: Setting) -> str | None:
+    """Why inputs, gradients and the float64 answer do not fit into memory; None: they may.
+
+    On CPU the system would end the process, or another one. It is a lower bound: what peers need
+    comes on top.
     """
     free = available_bytes(setting.device)
-    if setting.device.type != "cpu" or free is None:
+    if free is None:
         return None
-    models = 2 if setting.case.teacher and not setting.own_teacher else 1
-    # In float64: every head, and the gradient of the student's, twice while a part is added to it.
-    doubles = 8 * (models + (2 if setting.case.backward and not setting.frozen else 0))
-    needed = (models * setting.dtype.itemsize + doubles) * setting.shape.vocab
-    needed *= setting.shape.hidden
+    case, hidden = setting.case, setting.shape.hidden
+    head, states = setting.shape.vocab * hidden, setting.tokens * hidden
+    checked = min(setting.tokens, CHECK_TOKENS[setting.device.type]) * hidden
+    models = 2 if case.teacher and not setting.own_teacher else 1
+    inputs = models * head + (2 if case.teacher else 1) * states
+    # A call leaves gradients in the inputs' dtype.
+    gradients = (states + (0 if setting.frozen else head)) if case.backward else 0
+    # In float64: every head, the gradient of the checked hidden states, and that of the student's
+    # head, twice while a part is added to it.
+    doubles = models * head
+    if case.backward:
+        doubles += checked + (0 if setting.frozen else 2 * head)
+    needed = setting.dtype.itemsize * inputs
+    needed += max(8 * doubles, setting.dtype.itemsize * gradients)
     if needed <= free:
         return None
     return f"needs about {needed / 2**30:.0f} GiB, {free / 2**30:.0f} GiB are free"

@@ -37,18 +37,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="cases, shapes and peers")
 
 
-def run(options: argparse.Namespace, _rest: list[str]) -> None:
-    """Print the plan, the lists, or the measured tables."""
+def run(options: argparse.Namespace, _rest: list[str]) -> int:
+    """Print the plan, the lists, or the measured tables; 1 where a run failed outside a peer."""
     if options.list:
         print(_lists())
-        return
+        return 0
     settings = _settings(options)
     if options.plan:
         from sdkernels.bench import plan
 
         print("\n\n".join(plan.text(setting) for setting in settings))
-        return
-    _measure(options, settings)
+        return 0
+    return _measure(options, settings)
 
 
 def _settings(options: argparse.Namespace) -> list[Any]:
@@ -86,14 +86,14 @@ def _settings(options: argparse.Namespace) -> list[Any]:
     ]
 
 
-def _measure(options: argparse.Namespace, settings: list[Any]) -> None:
+def _measure(options: argparse.Namespace, settings: list[Any]) -> int:
     from sdkernels.bench import peers, runner, suite
 
     wanted = None if options.peers is None else [p.strip() for p in options.peers.split(",")]
     chosen = peers.select(wanted, settings[0].case.name)
     effort = runner.Effort(repeats=options.repeats, seconds=options.seconds)
     jobs = [suite.Job(setting, chosen, effort) for setting in settings]
-    suite.run_jobs(jobs, _command(options), options.out)
+    return 1 if suite.run_jobs(jobs, _command(options), options.out).failures else 0
 
 
 def _command(options: argparse.Namespace) -> str:

@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sdkernels.bench import gpu, gpu_checks
+from sdkernels.bench import gpu, gpu_checks, gpu_shape_a, suite
 
 CALL = {"median_ms": 60.0, "over_floor": 1.1, "peak_extra_bytes": 3 << 20}
 RESULT: dict[str, Any] = {
@@ -51,6 +52,34 @@ def test_a_part_that_fails_loses_nothing_before_it(
     with pytest.raises(RuntimeError, match="illegal memory access"):
         gpu.main(["--out", str(out)])
     assert json.loads(out.read_text())["tests"]["status"] == "passed"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no\nmemory"), None])
+def test_a_suite_that_fails_loses_nothing_after_it(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    error: Exception | None,
+) -> None:
+    def run_jobs(*_: Any, **__: Any) -> Any:
+        if error is not None:
+            raise error
+        return SimpleNamespace(failures=["jsd, tiny, T = 8: RuntimeError: no memory"])
+
+    monkeypatch.setattr(gpu, "cannot_run", lambda: None)
+    monkeypatch.setattr(gpu, "machine", lambda: RESULT["machine"])
+    monkeypatch.setattr(gpu, "run_tests", lambda: {"status": "passed", "tests": 9.0})
+    monkeypatch.setattr(gpu, "run_sanitizer", lambda: {"status": "no error"})
+    monkeypatch.setattr(gpu_shape_a, "benchmark", lambda *_: RESULT["benchmark"])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "A GPU")
+    monkeypatch.setattr(suite, "run_jobs", run_jobs)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--out", str(out)]) == 1
+    assert json.loads(out.read_text())["sanitizer"]["status"] == "no error"
+    text = capsys.readouterr().out
+    where = "" if error else "jsd, tiny, T = 8: "
+    assert f"suite: failed: {where}RuntimeError: no memory" in text
+    assert "memory check: no error" in text
 
 
 @pytest.mark.parametrize(

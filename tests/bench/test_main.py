@@ -55,3 +55,11 @@ def test_ctrl_c_is_status_130(two, monkeypatch, tmp_path):
 
     monkeypatch.setattr(suite, "run", run)
     assert command.main(["--device", "cpu", "--out", str(tmp_path / "cpu.json")]) == 130
+
+
+def test_a_run_that_fails_outside_a_peer_is_status_1(two, monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "run", lambda *_: 1 / 0)
+    out = tmp_path / "cpu.json"
+    assert command.main(["--device", "cpu", "--out", str(out)]) == 1
+    reasons = [entry["reason"] for entry in results.read(out)["left_out"]]
+    assert reasons == ["failed: ZeroDivisionError: division by zero"] * 2

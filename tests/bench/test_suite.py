@@ -5,6 +5,7 @@ import torch
 
 from sdkernels.bench import peers, results, suite
 from sdkernels.bench.cases import CASES
+from sdkernels.bench.problem import Problem, float64_answer
 from sdkernels.bench.shapes import SHAPES
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def test_what_does_not_fit_is_listed(tmp_path):
     assert len(said) == 2
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_what_ends_the_suite_leaves_what_was_measured(monkeypatch, tmp_path, capsys, error):
     path = tmp_path / "cpu.json"
     entries = [suite.Entry(case, "tiny", 16, 0.01, peers=("eager",)) for case in ("nll", "grpo")]
@@ -98,3 +99,84 @@ def test_what_cannot_fit_into_memory_is_left_out(monkeypatch, tmp_path):
     assert reasons["qwen3-8b"] == "needs about 23 GiB, 16 GiB are free"
     # The example of the README.
     assert suite.too_large(suite.Entry("jsd", "qwen3-0.6b", 1024, 1).setting(CPU)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "failed: MemoryError"),
+        (RuntimeError("can't allocate\nmemory"), "failed: RuntimeError: can't allocate memory"),
+    ],
+)
+def test_a_run_that_fails_outside_a_peer_does_not_end_the_suite(
+    monkeypatch, tmp_path, error, reason
+):
+    path = tmp_path / "cpu.json"
+    cases = ("nll", "jsd", "grpo")
+    entries = [suite.Entry(case, "tiny", 16, 0.01, peers=("eager",)) for case in cases]
+    real = suite.run
+
+    def run(setting, *more):
+        if setting.case.name == "jsd":
+            raise error
+        return real(setting, *more)
+
+    monkeypatch.setattr(suite, "run", run)
+    record = suite.run_jobs(suite.jobs(entries, CPU), "c", path)
+    found = results.read(path)
+    assert [made["case"] for made in found["runs"]] == ["nll", "grpo"]
+    [left] = found["left_out"]
+    assert (left["case"], left["reason"]) == ("jsd", reason)
+    assert record.failures == [f"jsd, tiny, T = 16: {reason.removeprefix('failed: ')}"]
+
+
+def test_the_memory_of_a_gpu_counts_without_what_earlier_runs_left_to_the_allocator(
+    monkeypatch, tmp_path
+):
+    kept = [16 << 30]
+    monkeypatch.setattr(torch.cuda, "empty_cache", kept.clear)
+    monkeypatch.setattr(suite, "available_bytes", lambda device: (24 << 30) - sum(kept))
+    made = []
+    monkeypatch.setattr(suite, "run", lambda *given: made.append(given) or 1 / 0)
+    monkeypatch.setattr("sdkernels.bench.record.machine", lambda device: {"versions": {}})
+    gpu = torch.device("cuda")
+    entries = [
+        suite.Entry("jsd", "qwen3-8b", tokens, 0.01, peers=("eager",)) for tokens in (8192, 1 << 20)
+    ]
+    record = suite.run_jobs(suite.jobs(entries, gpu), "c")
+    assert len(made) == 1
+    left = [entry["reason"] for entry in record.result["left_out"]]
+    assert left == ["failed: ZeroDivisionError: division by zero", left[1]]
+    assert left[1] == "needs about 37 GiB, 24 GiB are free"
+
+
+@pytest.mark.parametrize("case", ["nll", "logprob-entropy-forward"])
+def test_tokens_count_towards_the_memory(monkeypatch, case):
+    monkeypatch.setattr(suite, "available_bytes", lambda device: 64 << 30)
+    entry = suite.Entry(case, "small", 100_000_000, 1, peers=("eager",))
+    assert "64 GiB are free" in suite.too_large(entry.setting(CPU))
+
+
+@pytest.mark.parametrize(
+    ("frozen", "own_teacher", "case"),
+    [(False, False, "jsd"), (True, False, "jsd"), (False, True, "jsd"), (False, False, "nll")],
+)
+@pytest.mark.parametrize(("tokens", "shape"), [(4096, "256x16"), (512, "128x4096")])
+def test_what_it_counts_is_no_more_than_what_a_run_holds(
+    monkeypatch, tokens, shape, frozen, own_teacher, case
+):
+    entry = suite.Entry(case, shape, tokens, 1, frozen=frozen, own_teacher=own_teacher)
+    setting = entry.setting(CPU)
+    problem = Problem.make(setting)
+    monkeypatch.setattr(suite, "available_bytes", lambda device: problem.nbytes)
+    assert suite.too_large(setting) is not None
+    checked = problem.first(suite.CHECK_TOKENS["cpu"])
+    answer = float64_answer(checked)
+    heads = 8 * setting.shape.vocab * setting.shape.hidden
+    held = sum(gradient.nbytes for gradient in answer.gradients)
+    held += heads * (1 if own_teacher or case == "nll" else 2) + (0 if frozen else heads)
+    most = problem.nbytes + max(held, problem.gradient_bytes)
+    monkeypatch.setattr(suite, "available_bytes", lambda device: most)
+    assert suite.too_large(setting) is None
+    monkeypatch.setattr(suite, "available_bytes", lambda device: most - 1)
+    assert suite.too_large(setting) is not None

@@ -115,3 +115,19 @@ def test_out_is_tried_before_anything_is_measured(capsys, tmp_path, monkeypatch)
     status, out, err = run(capsys, *TINY, "--out", str(tmp_path))
     assert (status, out) == (2, "")
     assert f"{tmp_path} is a folder" in err
+
+
+def test_a_run_that_fails_outside_a_peer_is_status_1(capsys, monkeypatch):
+    monkeypatch.setattr(suite, "run", lambda *_: 1 / 0)
+    status, text, _ = run(capsys, *TINY, "--peers", "eager", "--case", "nll")
+    assert status == 1
+    assert "left out: nll, tiny, T = 16: failed: ZeroDivisionError" in text
+
+
+def test_tokens_that_do_not_fit_are_left_out(capsys, monkeypatch):
+    monkeypatch.setattr(suite, "available_bytes", lambda device: 64 << 30)
+    monkeypatch.setattr(suite, "run", None)
+    arguments = ["--tokens", "100000000", "--peers", "eager", "--shape", "small"]
+    status, text, _ = run(capsys, "bench", "--device", "cpu", *arguments)
+    assert status == 0
+    assert "T = 100000000: needs about 286 GiB, 64 GiB are free" in text
