@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from . import results, suite
+from . import files, suite
+from .flags import positive_seconds
 from .machine import hardware
 
 HERE = Path(__file__).parent
@@ -32,9 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m bench", description="Run the suite.")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda if there is one")
-    parser.add_argument("--limit-seconds", type=float, help="stop beginning runs after this time")
     parser.add_argument(
-        "--out", type=Path, help="JSON file (default: bench/results/<hardware>-<date>)"
+        "--limit-seconds", type=positive_seconds, help="begin no run after this time"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help=f"JSON file (default: bench/results/<hardware>-<date>.json); {files.EXISTING}",
     )
     options = parser.parse_args(arguments)
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -44,9 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = f"python -m bench --device {name}" + (
         "" if limit is None else f" --limit-seconds {limit:g}"
     )
-    out = options.out or default_path(device)
     try:
-        results.ensure_writable(out)
+        out = files.place(options.out, default_path(device), files.is_results)
     except ValueError as error:
         parser.error(str(error))
     try:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import sys
 import traceback
@@ -23,9 +22,10 @@ import torch
 
 from sdkernels.kernels import unavailable_reason
 
+from . import files
+from .flags import seconds_or_none
 from .gpu_checks import run_sanitizer, run_tests
 from .peer import one_line
-from .results import ensure_writable
 
 
 def machine() -> dict[str, Any]:
@@ -105,9 +105,14 @@ def _run_suite(limit_seconds: float, folder: Path) -> list[str]:
 
     device = torch.device("cuda")
     command = f"python -m bench.gpu --suite-seconds {limit_seconds:g}"
-    path = folder / default_path(device).name
+    path = files.place(None, folder / default_path(device).name, files.is_results)
     wanted = jobs(gpu_entries(), device)
     return run_jobs(wanted, command, path, limit_seconds=limit_seconds).failures
+
+
+def _is_own(content: Any) -> bool:
+    """Whether it is the content of an earlier file of this command; the suite's have runs."""
+    return isinstance(content, dict) and "machine" in content and "runs" not in content
 
 
 def _default_out() -> Path:
@@ -119,14 +124,16 @@ def _default_out() -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu")
-    parser.add_argument("--out", type=Path, default=_default_out())
+    parser.add_argument(
+        "--out", type=Path, help=f"JSON file (default: {_default_out()}); {files.EXISTING}"
+    )
     parser.add_argument("--skip-tests", action="store_true")
     parser.add_argument("--tokens", type=int, default=8192)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument(
         "--suite-seconds",
-        type=float,
+        type=seconds_or_none,
         default=120.0,
         help="no run of the benchmark suite is begun after this time; 0: none",
     )
@@ -136,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(reason, file=sys.stderr)
         return 2
     try:
-        ensure_writable(options.out)
+        out = files.place(options.out, _default_out(), _is_own)
     except ValueError as error:
         parser.error(str(error))
     # Not at the top: without Triton the message above is what should be seen.
@@ -146,7 +153,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def keep() -> None:
         """After every part: one that hangs or takes the process down loses nothing before it."""
-        options.out.write_text(json.dumps(result, indent=1, default=str) + "\n")
+        files.write(out, result)
 
     if not options.skip_tests:
         result["tests"] = run_tests()
@@ -155,12 +162,12 @@ def main(arguments: list[str] | None = None) -> int:
     keep()
     if options.suite_seconds > 0:
         torch.cuda.empty_cache()
-        result["suite"] = _suite(options.suite_seconds, options.out.parent)
+        result["suite"] = _suite(options.suite_seconds, out.parent)
         keep()
     if not options.skip_tests:
         result["sanitizer"] = run_sanitizer()
         keep()
-    print("\n" + table(result) + f"\nwritten to {options.out}")
+    print("\n" + table(result) + f"\nwritten to {out}")
     return 1 if failed(result) else 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import results, tables
+from . import files, results, tables
 from .machine import machine
 from .problem import Setting
 
@@ -26,7 +26,8 @@ class Record:
         failures: runs that failed outside a peer, a line for each with its reason.
 
     Raises:
-        ValueError: nothing can be written at `path`. Better now than after the measurement.
+        ValueError: nothing can be written at `path`, or it has something else in it than results.
+            Better now than after the measurement.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class Record:
         path: Path | None = None,
     ) -> None:
         if path is not None:
-            results.ensure_writable(path)
+            files.ensure_ours(path, files.is_results)
         self.path = path
         self._command, self._machine = command, machine(device)
         self._waiting = list(settings)

@@ -30,7 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu or cuda; default: cuda if there is one")
     parser.add_argument("--repeats", type=int, default=20, help="timed calls of each")
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit of a run's repeats")
-    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="JSON file for the results; one of an earlier run is replaced, another file is not",
+    )
     parser.add_argument(
         "--plan", action="store_true", help="count FLOPs, bytes, chunks and memory; run nothing"
     )
@@ -70,7 +74,7 @@ def _settings(options: argparse.Namespace) -> list[Any]:
         raise ValueError(f"--frozen-head: the case {case.name!r} has no gradient")
     for name in ("repeats", "seconds", "tokens"):
         value = getattr(options, name)
-        if min(value if isinstance(value, list) else [value]) <= 0:
+        if not min(value if isinstance(value, list) else [value]) > 0:  # also NaN
             raise ValueError(f"--{name} {value}: expected more than 0")
     return [
         Setting(

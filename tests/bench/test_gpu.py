@@ -132,3 +132,28 @@ def test_without_the_tool_the_memory_check_is_reported_as_not_run(
 ) -> None:
     monkeypatch.setenv("PATH", "")
     assert gpu_checks.run_sanitizer()["status"].startswith("not run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "exists and was not written by this command"),
+        (["--suite-seconds", "nan"], "--suite-seconds: expected seconds, or 0"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(gpu, "cannot_run", lambda: None)
+    monkeypatch.setattr(gpu, "machine", None)
+    out = tmp_path / "README.md"
+    out.write_text("# Read me")
+    with pytest.raises(SystemExit) as caught:
+        gpu.main(["--out", str(out), *arguments])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+    assert out.read_text() == "# Read me"

@@ -25,7 +25,7 @@ def test_runs_prints_and_writes(two, capsys, tmp_path):
 
 def test_a_limit_leaves_runs_out_and_says_so(two, capsys, tmp_path):
     out = tmp_path / "cpu.json"
-    command.main(["--device", "cpu", "--limit-seconds", "0", "--out", str(out)])
+    command.main(["--device", "cpu", "--limit-seconds", "0.001", "--out", str(out)])
     assert len(results.read(out)["left_out"]) == 2
     assert "left out: nll, tiny, T = 8" in capsys.readouterr().out
 
@@ -63,3 +63,42 @@ def test_a_run_that_fails_outside_a_peer_is_status_1(two, monkeypatch, tmp_path)
     assert command.main(["--device", "cpu", "--out", str(out)]) == 1
     reasons = [entry["reason"] for entry in results.read(out)["left_out"]]
     assert reasons == ["failed: ZeroDivisionError: division by zero"] * 2
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "soon"])
+def test_a_limit_that_is_no_time_is_refused_by_name(two, capsys, monkeypatch, tmp_path, limit):
+    monkeypatch.setattr(suite, "run", None)
+    out = tmp_path / "cpu.json"
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--device", "cpu", f"--limit-seconds={limit}", "--out", str(out)])
+    assert caught.value.code == 2
+    assert "--limit-seconds: expected seconds above 0" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_what_is_no_results_file_is_not_replaced(two, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(suite, "run", None)
+    out = tmp_path / "README.md"
+    for text in ("# Read me", "[]"):
+        out.write_text(text)
+        with pytest.raises(SystemExit) as caught:
+            command.main(["--device", "cpu", "--out", str(out)])
+        assert caught.value.code == 2
+        assert f"{out} exists and was not written by this command" in capsys.readouterr().err
+        assert out.read_text() == text
+
+
+def test_an_earlier_file_is_replaced_where_it_is_named_and_kept_otherwise(
+    two, capsys, monkeypatch, tmp_path
+):
+    default = tmp_path / "cpu.json"
+    monkeypatch.setattr(command, "default_path", lambda device: default)
+    few = ["--device", "cpu", "--limit-seconds", "0.001"]
+    command.main(["--device", "cpu"])
+    command.main(few)
+    command.main(few)
+    assert [len(results.read(path)["runs"]) for path in sorted(tmp_path.iterdir())] == [0, 0, 2]
+    assert (tmp_path / "cpu-3.json").exists()
+    assert f"{default} is kept: this goes to {tmp_path / 'cpu-2.json'}" in capsys.readouterr().err
+    command.main([*few, "--out", str(default)])
+    assert results.read(default)["runs"] == []

@@ -71,6 +71,7 @@ def test_list(capsys):
         (["--case", "logprob-entropy-forward", "--frozen-head"], ["has no gradient"]),
         (["--tokens", "0"], ["--tokens [0]", "more than 0"]),
         (["--repeats", "-1"], ["--repeats -1"]),
+        (["--seconds", "nan"], ["--seconds nan", "more than 0"]),
     ],
 )
 def test_wrong_input_is_one_line_and_status_2(capsys, monkeypatch, arguments, parts):
@@ -131,3 +132,13 @@ def test_tokens_that_do_not_fit_are_left_out(capsys, monkeypatch):
     status, text, _ = run(capsys, "bench", "--device", "cpu", *arguments)
     assert status == 0
     assert "T = 100000000: needs about 286 GiB, 64 GiB are free" in text
+
+
+def test_what_is_no_results_file_is_not_replaced(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(suite, "run", None)
+    out = tmp_path / "README.md"
+    out.write_text("# Read me")
+    status, _, err = run(capsys, *TINY, "--out", str(out))
+    assert status == 2
+    assert f"{out} exists and was not written by this command" in err
+    assert out.read_text() == "# Read me"
