@@ -45,6 +45,9 @@ def trl_table(report: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in report["rows"]:
+        if "not_run" in row:
+            lines.append(f"| {row['name']} | {_not_run(row)} | | | | | |")
+            continue
         layer = row["layer"]["seconds"]["median"]
         before, after = (row[side]["seconds"]["median"] - layer for side in ("before", "after"))
         sizes = [row[side]["peak_extra_bytes"] for side in ("before", "after")]

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from . import files
+from .flags import positive_int
 from .machine import machine
 from .step_tables import command_line, default_path
 
@@ -262,7 +264,7 @@ def in_own_process(options: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of all contestants, printed as they come."""
+    """Rows of all contestants, printed as they come; an error of one is its row's reason."""
     print(f"{'':<18}{'step s':>9}{'tok/s':>9}{'no rollout s':>14}{'tok/s':>9}{'peak GiB':>10}")
     rows = []
     for name in CONTESTANTS:
@@ -281,34 +283,46 @@ def compare(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run what the flags name; see the module."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the flags name; see the module. Returns the exit status: 1 where nothing ran."""
     parser = argparse.ArgumentParser(prog="python -m bench.trainer_step")
     parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--prompts", type=int, default=2, help="prompts a step")
-    parser.add_argument("--generations", type=int, default=4, help="responses a prompt")
-    parser.add_argument("--prompt", type=int, default=60, help="tokens of a prompt, about")
-    parser.add_argument("--completion", type=int, default=128, help="tokens of a response")
-    parser.add_argument("--steps", type=int, default=3, help="steps that count")
+    parser.add_argument("--prompts", type=positive_int, default=2, help="prompts a step")
+    parser.add_argument("--generations", type=positive_int, default=4, help="responses a prompt")
+    parser.add_argument("--prompt", type=positive_int, default=60, help="tokens of a prompt, about")
+    parser.add_argument("--completion", type=positive_int, default=128, help="tokens of a response")
+    parser.add_argument("--steps", type=positive_int, default=3, help="steps that count")
     parser.add_argument("--recipes", action="store_true", help="every recipe against SDPO")
     parser.add_argument("--contexts", action="store_true", help="every context against SDPO")
     parser.add_argument(
-        "--out", help="JSON file; default: bench/results/<kind>-<hardware>-<date>.json"
+        "--out",
+        type=Path,
+        help=f"JSON file; default: bench/results/<kind>-<hardware>-<date>.json; {files.EXISTING}",
     )
     parser.add_argument("--one", choices=list(CONTESTANTS), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:
         print(json.dumps(CONTESTANTS[options.one](options)))
-        return
-    if options.recipes or options.contexts:
-        from .method_cost import measure
-
-        kind, rows = "methods", measure(options)
-    else:
-        kind, rows = "trainer", compare(options)
+        return 0
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind = "methods" if options.recipes or options.contexts else "trainer"
+    try:
+        check_model(options.model)
+        default = default_path(kind, device)
+        out = files.place(options.out, default, lambda found: files.is_step_file(found, kind))
+    except ValueError as error:
+        parser.error(" ".join(str(error).split()))
+    if kind == "methods":
+        from .method_cost import measure
+
+        rows = measure(options)
+    else:
+        rows = compare(options)
+    if all("not_run" in row for row in rows):
+        print("nothing ran: no file is written", file=sys.stderr)
+        return 1
     flags = ("model", "prompts", "generations", "prompt", "completion", "steps")
     report = {
         "kind": kind,
@@ -317,11 +331,24 @@ def main(arguments: list[str] | None = None) -> None:
         "settings": {name: getattr(options, name) for name in flags},
         "rows": rows,
     }
-    out = Path(options.out or default_path(kind, device))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    files.write(out, report)
     print(f"written: {out}")
+    return 0
+
+
+def check_model(name: str) -> None:
+    """Better now than once in every contestant.
+
+    Raises:
+        ValueError: the model is not there, or has no chat template.
+    """
+    from sdkernels.train.loading import load_tokenizer
+
+    try:
+        load_tokenizer(name)
+    except (OSError, ImportError, RuntimeError) as error:
+        raise ValueError(f"--model {name}: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -26,6 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import files
+from bench.flags import positive_int
 from bench.machine import machine
 from bench.measure import peak_extra_bytes, seconds, spread
 from bench.step_tables import command_line, default_path, trl_table
@@ -34,49 +36,69 @@ SEQUENCES, PROMPT = 4, 32
 TRAINERS = ("sdpo", "gkd", "distillation", "grpo")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure what the flags ask for, print a table and write the numbers."""
+def main(argv: list[str] | None = None) -> int:
+    """Measure what the flags ask for, write the numbers after each trainer, and print a table;
+    returns the exit status: 1 where nothing ran, which leaves no file.
+    """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--trainers", nargs="+", default=TRAINERS, choices=TRAINERS)
-    parser.add_argument("--tokens", type=int, default=2048, help="tokens with a loss")
-    parser.add_argument("--hidden", type=int, default=576)
-    parser.add_argument("--vocab", type=int, default=49152)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--tokens", type=positive_int, default=2048, help="tokens with a loss")
+    parser.add_argument("--hidden", type=positive_int, default=576)
+    parser.add_argument("--vocab", type=positive_int, default=49152)
+    parser.add_argument("--rounds", type=positive_int, default=3)
+    parser.add_argument("--threads", type=positive_int, default=torch.get_num_threads())
     parser.add_argument(
-        "--out", type=Path, help="JSON file; default: bench/results/trl-<hardware>-<date>.json"
+        "--out",
+        type=Path,
+        help=f"JSON file; default: bench/results/trl-<hardware>-<date>.json; {files.EXISTING}",
     )
     parser.add_argument("--only", choices=TRAINERS, help=argparse.SUPPRESS)
     flags = parser.parse_args(argv)
     torch.set_num_threads(flags.threads)  # in the children, and here for the file to say so
     if flags.only:
         print(json.dumps(measure(flags.only, flags)))
-        return
-    results = {name: in_own_process(name, flags) for name in flags.trainers}
+        return 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        out = files.place(
+            flags.out, default_path("trl", device), lambda found: files.is_step_file(found, "trl")
+        )
+    except ValueError as error:
+        parser.error(str(error))
+    rows: list[dict[str, Any]] = []
     report = {
         "kind": "trl",
         "command": command_line("trl_step", argv),
         "machine": machine(device),
         "settings": {key: getattr(flags, key) for key in ("tokens", "hidden", "vocab", "rounds")},
-        "rows": [{"name": name, **found} for name, found in results.items()],
+        "rows": rows,
     }
+    ran = False
+    for name in flags.trainers:
+        rows.append({"name": name, **in_own_process(name, flags)})
+        ran = ran or "not_run" not in rows[-1]
+        if ran:
+            files.write(out, report)
     print(trl_table(report))
-    out = flags.out or default_path("trl", device)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    if not ran:
+        print("nothing ran: no file is written", file=sys.stderr)
+        return 1
     print(f"written: {out}")
+    return 0
 
 
 def in_own_process(name: str, flags: argparse.Namespace) -> dict[str, Any]:
-    """`measure` in a fresh interpreter, so that nobody's freed memory hides a peak."""
+    """`measure` in a fresh interpreter, so that nobody's freed memory hides a peak; `not_run` with
+    the reason where it fails.
+    """
     command = [sys.executable, "-m", "bench.trl_step", "--only", name]
     for key in ("tokens", "hidden", "vocab", "rounds", "threads"):
         command += [f"--{key}", str(getattr(flags, key))]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
-        raise SystemExit(f"{name}: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines() or [f"no output, status {done.returncode}"]
+        return {"not_run": said[-1]}
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -260,4 +282,4 @@ def reward(completions: list[Any], **_: Any) -> list[float]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
