@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     name = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no GPU here; use --device cpu")
     device = torch.device(name)
     entries = suite.gpu_entries() if name == "cuda" else suite.cpu_entries()
     limit = options.limit_seconds

@@ -102,3 +102,11 @@ def test_an_earlier_file_is_replaced_where_it_is_named_and_kept_otherwise(
     assert f"{default} is kept: this goes to {tmp_path / 'cpu-2.json'}" in capsys.readouterr().err
     command.main([*few, "--out", str(default)])
     assert results.read(default)["runs"] == []
+
+
+def test_a_gpu_that_is_not_there_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(suite.torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as caught:
+        command.main(["--device", "cuda"])
+    assert caught.value.code == 2
+    assert "--device cuda: torch sees no GPU here" in capsys.readouterr().err
