@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -57,7 +58,7 @@ class Record:
     def add(self, run: dict[str, Any]) -> None:
         """A run of the first setting that waits."""
         self._waiting.pop(0)
-        self._runs.append(run)
+        self._runs.append(_in_json(run))
         self._write()
 
     def leave_out(self, reason: str) -> None:
@@ -85,6 +86,23 @@ class Record:
     def _write(self) -> None:
         if self.path is not None:
             results.write(self.path, self.result)
+
+
+def _in_json(run: dict[str, Any]) -> dict[str, Any]:
+    """The run without NaN and infinite numbers, which JSON lacks: an error that is none is null,
+    and the row's reason says what it was.
+    """
+    rows = []
+    for row in run["rows"]:
+        said = [
+            f"{name.replace('_', ' ')} is {row[name]}"
+            for name in ("value_error", "gradient_error")
+            if isinstance(row.get(name), float) and not math.isfinite(row[name])
+        ]
+        reason = ": ".join(filter(None, [row.get("reason"), ", ".join(said)]))
+        rows.append(row | {"reason": reason} if said else row)
+    found: dict[str, Any] = files.finite(run | {"rows": rows})
+    return found
 
 
 def _left_out(setting: Setting, reason: str) -> dict[str, Any]:
