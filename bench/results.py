@@ -61,7 +61,7 @@ def write(path: Path, result: dict[str, Any]) -> None:
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
-    part.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    part.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     part.replace(path)
 
 

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -50,15 +49,28 @@ def test_clocks_of_a_gpu_come_from_its_tool(monkeypatch, tmp_path):
     assert machine.clocks(torch.device("cuda", 0)) is None
 
 
-def test_the_share_of_other_processes():
-    load = machine.OtherLoad()
-    if load.share() is None:
+def test_the_share_of_other_processes(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    clock, own, everybody = iter([10.0, 20.0]), iter([100.0, 108.0]), iter([500.0, 513.0])
+    monkeypatch.setattr(machine.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(machine, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(everybody))
+    # 13 s of 20 were taken, 8 of them by this process.
+    assert machine.OtherLoad().share() == pytest.approx(0.25)
+
+
+def test_busy_time_has_this_process_and_its_children_in_it():
+    before = machine._busy_seconds()
+    if before is None:
         pytest.skip("this system does not tell the time of all processes")
-    spinning = "import time; end = time.time() + 1.0\nwhile time.time() < end: pass"
-    other = subprocess.Popen([sys.executable, "-c", spinning])
-    time.sleep(1.0)
-    busy = load.share()
-    other.wait()
-    # Of a child that is waited for, as a compiler is, the time is its own.
-    assert load.share() < busy
-    assert 0.5 / os.cpu_count() < busy <= 1.0
+    own = machine._own_seconds()
+    spinning = "import time; end = time.time() + 0.5\nwhile time.time() < end: pass"
+    subprocess.run([sys.executable, "-c", spinning], check=True)
+    taken = machine._own_seconds() - own
+    assert taken > 0.05
+    assert machine._busy_seconds() - before > taken - 0.1  # it is counted in hundredths a core
+
+
+def test_a_system_without_such_times_gives_none(monkeypatch):
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: None)
+    assert machine.OtherLoad().share() is None
