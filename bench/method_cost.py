@@ -89,18 +89,23 @@ def data(options: argparse.Namespace) -> list[Any]:
 
 
 def methods_of(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
-    """Name and settings of what the flags ask for; a recipe has the context that it brings."""
+    """Name and settings of what the flags ask for; a recipe has the context that it brings.
+
+    Raises:
+        ValueError: an unknown name.
+    """
     from sdkernels import contexts, recipes
 
     methods: list[tuple[str, dict[str, Any]]] = []
-    if options.recipes:
-        for name in recipes.names():
+    if options.recipes is not None:
+        for name in options.recipes or recipes.names():
             recipe = recipes.get(name)
             own = recipe.context is not None or "teacher" not in recipe.needs
             context = {} if own else {"context": "reference_solution"}
             methods.append((f"recipe {name}", {"recipe": name, **context}))
-    if options.contexts:
-        for name in contexts.names():
+    if options.contexts is not None:
+        for name in options.contexts or contexts.names():
+            contexts.get(name)
             args = FULL_SETTINGS.get(name)
             words = "".join(f", {key}={value}" for key, value in (args or {}).items())
             method = {"recipe": "sdpo", "context": name} | ({"context_args": args} if args else {})

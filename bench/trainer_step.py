@@ -292,8 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prompt", type=positive_int, default=60, help="tokens of a prompt, about")
     parser.add_argument("--completion", type=positive_int, default=128, help="tokens of a response")
     parser.add_argument("--steps", type=positive_int, default=3, help="steps that count")
-    parser.add_argument("--recipes", action="store_true", help="every recipe against SDPO")
-    parser.add_argument("--contexts", action="store_true", help="every context against SDPO")
+    parser.add_argument(
+        "--recipes", nargs="*", metavar="NAME", help="these recipes against SDPO; no name: all"
+    )
+    parser.add_argument(
+        "--contexts", nargs="*", metavar="NAME", help="these contexts against SDPO; no name: all"
+    )
     parser.add_argument(
         "--out",
         type=Path,
@@ -307,19 +311,18 @@ def main(arguments: list[str] | None = None) -> int:
     import torch
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind = "methods" if options.recipes or options.contexts else "trainer"
+    kind = "trainer" if options.recipes is options.contexts is None else "methods"
     try:
+        if kind == "methods":
+            from .method_cost import measure, methods_of
+
+            methods_of(options)  # an unknown name is said now
         check_model(options.model)
         default = default_path(kind, device)
         out = files.place(options.out, default, lambda found: files.is_step_file(found, kind))
     except ValueError as error:
         parser.error(" ".join(str(error).split()))
-    if kind == "methods":
-        from .method_cost import measure
-
-        rows = measure(options)
-    else:
-        rows = compare(options)
+    rows = measure(options) if kind == "methods" else compare(options)
     if all("not_run" in row for row in rows):
         print("nothing ran: no file is written", file=sys.stderr)
         return 1

@@ -9,10 +9,10 @@ import pytest
 from helpers.tiny_models import byte_tokenizer
 from train.conftest import tiny_model
 
-from sdkernels.bench import method_cost
+from sdkernels.bench import method_cost, trainer_step
 from sdkernels.train.errors import Interrupted
 
-OPTIONS = argparse.Namespace(recipes=True, contexts=False, generations=4)
+OPTIONS = argparse.Namespace(recipes=[], contexts=None, generations=4)
 
 
 @pytest.fixture
@@ -43,6 +43,29 @@ def test_a_recipe_is_measured_with_the_context_that_it_brings(outcomes: dict[str
     outcomes["rosd"] = AssertionError("it must not be tried")
     rows = {row["name"]: row for row in method_cost.measure(OPTIONS)}
     assert rows["recipe rosd"]["not_run"] == "it generates text"
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        ({"recipes": ["gkd", "opsd"]}, ["recipe gkd", "recipe opsd"]),
+        ({"contexts": ["none"], "recipes": ["gkd"]}, ["recipe gkd", "context none"]),
+        ({"contexts": ["verifier_feedback"]}, ["context verifier_feedback, on=all"]),
+    ],
+)
+def test_some_are_measured_by_name(named: dict[str, list[str]], expected: list[str]) -> None:
+    options = argparse.Namespace(**{"recipes": None, "contexts": None, "generations": 4} | named)
+    assert [name for name, _ in method_cost.methods_of(options)] == expected
+
+
+@pytest.mark.parametrize("flag", ["--recipes", "--contexts"])
+def test_an_unknown_method_is_refused_before_anything_runs(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        trainer_step.main([flag, "sdpoo"])
+    assert stopped.value.code == 2
+    assert "sdpoo" in capsys.readouterr().err
 
 
 def test_who_stops_it_stops_all_of_it(outcomes: dict[str, Any]) -> None:
@@ -78,7 +101,7 @@ def test_nor_has_one_that_leaves_out_teacher_passes(
 
 def test_groups_need_two_of_each_verdict(outcomes: dict[str, Any]) -> None:
     for generations in (2, 5):
-        options = argparse.Namespace(recipes=True, contexts=False, generations=generations)
+        options = argparse.Namespace(recipes=[], contexts=None, generations=generations)
         with pytest.raises(ValueError, match=f"--generations={generations}: expected an even"):
             method_cost.measure(options)
 
