@@ -1,16 +1,17 @@
 """Where files go, and what is written there: nobody else's file is overwritten, nor an earlier one
-that nobody named, and what is no finite number is no number in JSON.
+that nobody named.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
+
+from sdkernels.train.strict_json import dumps
 
 from . import results
 
@@ -73,15 +74,5 @@ def is_step_file(content: Any, kind: str) -> bool:
 
 
 def write(path: Path, report: Any) -> None:
-    """As JSON; infinite numbers and NaN, which it lacks, become null."""
-    text = json.dumps(finite(report), indent=1, default=str, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
-def finite(value: Any) -> Any:
-    """A copy of lists, objects and numbers, with None for numbers that are not finite."""
-    if isinstance(value, dict):
-        return {key: finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    """As JSON without NaN and infinities; see `sdkernels.train.strict_json`."""
+    path.write_text(dumps(report, indent=1, default=str) + "\n", encoding="utf-8")

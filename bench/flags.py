@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 
 def positive_int(text: str) -> int:
@@ -26,10 +27,7 @@ def positive_seconds(text: str) -> float:
     Raises:
         ArgumentTypeError: something else, NaN for one.
     """
-    seconds = _number(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text}")
-    return seconds
+    return _number(text, lambda seconds: seconds > 0, "seconds above 0")
 
 
 def seconds_or_none(text: str) -> float:
@@ -38,14 +36,14 @@ def seconds_or_none(text: str) -> float:
     Raises:
         ArgumentTypeError: something else, NaN for one.
     """
-    seconds = _number(text)
-    if not seconds >= 0:
-        raise argparse.ArgumentTypeError(f"expected seconds, or 0, got {text}")
-    return seconds
+    return _number(text, lambda seconds: seconds >= 0, "seconds, or 0")
 
 
-def _number(text: str) -> float:
+def _number(text: str, accepted: Callable[[float], bool], expected: str) -> float:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        return float("nan")
+        number = float("nan")
+    if not accepted(number):
+        raise argparse.ArgumentTypeError(f"expected {expected}, got {text}")
+    return number

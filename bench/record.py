@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from sdkernels.train.strict_json import strict
+
 from . import files, results, tables
 from .machine import machine
 from .problem import Setting
@@ -89,8 +91,8 @@ class Record:
 
 
 def _in_json(run: dict[str, Any]) -> dict[str, Any]:
-    """The run without NaN and infinite numbers, which JSON lacks: an error that is none is null,
-    and the row's reason says what it was.
+    """The run without NaN and infinite numbers, which JSON lacks: such an error is null, and the
+    row's reason, which tables show, says what it was.
     """
     rows = []
     for row in run["rows"]:
@@ -101,7 +103,7 @@ def _in_json(run: dict[str, Any]) -> dict[str, Any]:
         ]
         reason = ": ".join(filter(None, [row.get("reason"), ", ".join(said)]))
         rows.append(row | {"reason": reason} if said else row)
-    found: dict[str, Any] = files.finite(run | {"rows": rows})
+    found: dict[str, Any] = strict(run | {"rows": rows})
     return found
 
 

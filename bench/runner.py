@@ -52,8 +52,7 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
     # would run them uncompiled, with no more than a warning.
     torch.compiler.reset()
     started, load = time.perf_counter(), OtherLoad()
-    problem = Problem.make(setting)
-    checked = problem.first(CHECK_TOKENS[setting.device.type])
+    problem, checked = _inputs(setting)
     answer = float64_answer(checked)
     bounds = bounds_of(checked, answer)
     rows, before = [], checked.fingerprint()
@@ -63,8 +62,7 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
             errors = {"value_error": None, "gradient_error": None}
             rows[-1] = errors | rows[-1] | {"status": "wrong", "reason": "it changes its inputs"}
             # As they were, for those who come after.
-            problem = Problem.make(setting)
-            checked = problem.first(CHECK_TOKENS[setting.device.type])
+            problem, checked = _inputs(setting)
     del answer
     by_name = {peer.name: peer for peer in peers}
     running = [(row, by_name[row["peer"]]) for row in rows if row["status"] == "ok"]
@@ -100,6 +98,12 @@ def run(setting: Setting, peers: Sequence[Peer], effort: Effort) -> dict[str, An
         "floor": floor,
         "rows": rows,
     }
+
+
+def _inputs(setting: Setting) -> tuple[Problem, Problem]:
+    """What is timed, and the part of it that is compared with float64: the same if it is short."""
+    problem = Problem.make(setting)
+    return problem, problem.first(CHECK_TOKENS[setting.device.type])
 
 
 def _teacher(setting: Setting) -> str:

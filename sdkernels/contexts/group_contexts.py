@@ -153,7 +153,7 @@ def majority_vote(
     without case and spaces; of equally common answers the first wins. The rollout itself votes,
     but is shown only with `allow_self`.
     """
-    winners = max(_parties(group, services.tokenizer), key=len, default=[])
+    winners = max(_parties(group, services.tokenizer).values(), key=len, default=[])
     found = [
         other
         for other in winners
@@ -173,19 +173,14 @@ def majority_vote(
     )
 
 
-def _parties(group: Sequence[Rollout], tokenizer: Any) -> list[list[Rollout]]:
-    """The responses with an answer, in parties that agree with their first; all by index."""
-    parties: list[list[Rollout]] = []
+def _parties(group: Sequence[Rollout], tokenizer: Any) -> dict[str, list[Rollout]]:
+    """The responses with an answer, by the first answer that theirs agrees with; all by index."""
+    parties: dict[str, list[Rollout]] = {}
     for voter in sorted(group, key=lambda other: other.index):
         answer = clean(voter.extracted, tokenizer)
-        if not answer:
-            continue
-        for party in parties:
-            if agree(answer, clean(party[0].extracted, tokenizer)):
-                party.append(voter)
-                break
-        else:
-            parties.append([voter])
+        if answer:
+            party = next((first for first in parties if agree(answer, first)), answer)
+            parties.setdefault(party, []).append(voter)
     return parties
 
 
@@ -238,11 +233,8 @@ def contrastive(
     )
     if show == "answer":
         right = clean(example.answer, services.tokenizer)
-        answers = [
-            clean(party[0].extracted, services.tokenizer)
-            for party in _parties(wrong, services.tokenizer)
-        ]
-        others = [answer for answer in answers if answer and not same_answer(answer, right)]
+        answers = _parties(wrong, services.tokenizer)
+        others = [answer for answer in answers if not same_answer(answer, right)]
     else:
         right = clean(example.solution, services.tokenizer, thinking)
         others = [clean(other.text, services.tokenizer, thinking) for other in wrong]

@@ -66,9 +66,19 @@ def test_memory_is_touched_and_given_back():
     assert measure._field(Path("/proc/self/status"), "VmRSS") - before < 32 * MIB
 
 
-def test_no_memory_is_touched_for_another_device_or_for_nothing():
+def test_no_memory_is_touched_for_another_device_or_for_nothing(monkeypatch):
+    taken = []
+
+    def empty(shape, **settings):
+        taken.append(shape)
+        return torch.empty(shape, **settings)
+
+    monkeypatch.setattr(measure, "large_empty", empty)
     measure.back_memory(0, CPU)
     measure.back_memory(1 << 60, torch.device("meta"))
+    assert taken == []
+    measure.back_memory(5000, CPU)
+    assert taken == [(5000,)]
 
 
 def test_cache_and_free_memory_are_sizes():

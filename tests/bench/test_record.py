@@ -30,10 +30,11 @@ def test_an_error_that_is_no_number_is_null_and_the_reason_says_so(
     assert f"value error is {number} |" in tables.text(record.result)
 
 
-def test_other_numbers_that_json_lacks_are_null(tmp_path):
+def test_other_numbers_that_json_lacks_are_null_and_named(tmp_path):
     path = tmp_path / "x.json"
     files.write(path, {"a": [float("inf"), 1.0], "b": (float("nan"), "c")})
     assert json.loads(path.read_text(), parse_constant=no_constant) == {
         "a": [None, 1.0],
         "b": [None, "c"],
+        "not_finite": {"a": {"0": "Infinity"}, "b": {"0": "NaN"}},
     }

@@ -196,7 +196,8 @@ def test_memory_that_cannot_be_had_is_a_reason_for_one_peer(setting, eager, quic
 def test_a_run_says_how_long_it_took_and_who_else_was_there(setting, eager, quick):
     run, _ = rows(setting(), [eager], quick)
     assert 0 < run["seconds"] < 60
-    assert run["others_cpu_share"] is None or 0 <= run["others_cpu_share"] <= 1.5
+    # The system counts in hundredths of a second: of a run this short it can only be no less.
+    assert run["others_cpu_share"] is None or run["others_cpu_share"] >= 0
 
 
 def test_repeats_end_with_the_time(setting, eager):

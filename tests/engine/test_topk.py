@@ -180,9 +180,13 @@ def test_lists_of_one_call_are_tensors_of_their_own(backend: str) -> None:
     weight = torch.randn(11, 4, generator=generator)
 
     def loss(s: sd.TokenStats, tok: Any) -> Tensor:
-        # Flattening takes memory without gaps.
+        lists = (s.logp, s.topk_logp, s.teacher_logp, s.teacher_topk_logp, s.topk_ids)
+        gaps.extend(item.shape for item in lists if not item.is_contiguous())
+        memory.append({item.untyped_storage().data_ptr() for item in lists})
         return s.topk_logp.view(-1).view(-1, 3).sum(-1) + s.logp.view(-1)
 
+    gaps: list[torch.Size] = []
+    memory: list[set[int]] = []
     sd.token_loss(
         hidden,
         weight,
@@ -192,3 +196,5 @@ def test_lists_of_one_call_are_tensors_of_their_own(backend: str) -> None:
         teacher=sd.HiddenTeacher(other, weight),
         backend=backend,
     )
+    assert gaps == []
+    assert len(memory[0]) == 5

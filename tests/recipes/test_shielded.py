@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from recipes.world import World, make_world, plain_stats
+from recipes.world import World, make_world, plain_stats, run_engine
 from torch import Tensor
 
 import sdkernels as sd
@@ -99,23 +99,12 @@ def test_a_teacher_that_bans_ids_through_the_engine(support: str) -> None:
     world.teacher_CV[:, 20:] = -math.inf
     world.y_C = world.y_C.clamp(max=19)
 
-    def run(success: Tensor) -> list[Tensor]:
-        loss, _ = sd.token_loss(
-            world.hidden_CD,
-            world.weight_VD,
-            recipe.loss_fn,
-            targets=world.y_C,
-            teacher=sd.LogitsTeacher(world.teacher_CV),
-            tokens=world.having(success=success).tokens,
-            **recipe.engine,
-        )
-        return [loss, *torch.autograd.grad(loss, [world.hidden_CD, world.weight_VD])]
-
     right = torch.ones(12)
-    assert all(torch.isfinite(part).all() for part in run(right))
+    found = run_engine(recipe, world.having(success=right))
+    assert all(torch.isfinite(part).all() for part in found)
     right[4] = 0
     with pytest.raises(ValueError, match=r"the loss of token \[4\] is inf"):
-        run(right)
+        run_engine(recipe, world.having(success=right))
 
 
 def test_dropped_tokens_hold_the_fill_and_get_no_gradient() -> None:
