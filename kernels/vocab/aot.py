@@ -5,8 +5,10 @@
     python -m sdkernels.kernels.aot --write             also store it in resources.json
 
 Registers and stack (spills) come from the `cuobjdump` in Triton's wheel, and from the assembly for
-AMD; shared memory from Triton. A row that spills, or that needs more shared memory than its target
-has, is an error, and so is one that needs more registers or shared memory than the stored table
+AMD; shared memory from Triton. Of the kernels without a loop the instructions a column are counted,
+in the disassembly (`nvdisasm`, also in the wheel): beside the bytes that a column moves they say
+what bounds it. A row that spills, or that needs more shared memory than its target has, is an
+error, and so is one that needs more registers, shared memory or instructions than the stored table
 says (under the Triton version that the table was made with). Exit status 1 on any error.
 """
 
@@ -31,13 +33,15 @@ TABLE = Path(__file__).with_name("resources.json")
 @dataclass(frozen=True)
 class Resources:
     """What one compiled kernel needs: registers a thread, bytes of stack (or spilled registers on
-    AMD), bytes of shared memory a block.
+    AMD), bytes of shared memory a block; instructions that one lane spends on one column of the
+    vocabulary (0: the kernel has a loop, so counting says nothing).
     """
 
     registers: int
     spills: int
     shared_bytes: int
     matrix_instruction: str = ""
+    instructions: float = 0.0
 
 
 @dataclass
@@ -99,28 +103,41 @@ def resources(case: Case, target: str) -> Resources:
             + _number(r"\.sgpr_spill_count:\s+(\d+)", text),
             binary.metadata.shared,
             "mfma" if "v_mfma" in text else "",
+            _per_column(case, _AMD_INSTRUCTION.findall(text), lanes=64),
         )
     ptx = binary.asm["ptx"]
-    usage = _resource_usage(binary.asm["cubin"])
+    usage = _tool("cuobjdump", "--dump-resource-usage", binary.asm["cubin"])
+    code = _tool("nvdisasm", "-c", binary.asm["cubin"]) if case.columns else ""
     matrix = "wgmma" if "wgmma.mma_async" in ptx else "tcgen05" if "tcgen05.mma" in ptx else ""
     return Resources(
         _number(r"REG:(\d+)", usage),
         _number(r"STACK:(\d+)", usage) + _number(r"LOCAL:(\d+)", usage),
         binary.metadata.shared,
         matrix or ("mma" if "mma.sync" in ptx else ""),
+        _per_column(case, _NVIDIA_INSTRUCTION.findall(code), lanes=32),
     )
 
 
-def _resource_usage(cubin: bytes) -> str:
+# A line of nvdisasm is `/*0a30*/ @!P0 FADD R1, ...`; of AMD's assembly, `v_add_f32_e32 v1, ...`.
+_NVIDIA_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?(?!NOP)[A-Z]", re.M)
+_AMD_INSTRUCTION = re.compile(r"^\t(?:v|s|ds|global|buffer|flat)_(?!nop|endpgm)", re.M)
+
+
+def _per_column(case: Case, instructions: list[str], lanes: int) -> float:
+    if not case.columns:
+        return 0.0
+    return round(len(instructions) * case.num_warps * lanes / case.columns, 1)
+
+
+def _tool(name: str, option: str, cubin: bytes) -> str:
+    """What a tool of Triton's wheel prints about a cubin."""
     import triton
 
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        done = subprocess.run(
-            [tool, "--dump-resource-usage", path], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([tool, option, path], capture_output=True, text=True, check=True)
     return done.stdout
 
 
@@ -173,7 +190,7 @@ def judge(key: str, found: Resources, before: Resources | None) -> list[str]:
                 f"{key}: uses {found.matrix_instruction or 'no matrix instruction'}, the stored "
                 f"table says {before.matrix_instruction or 'none'}"
             )
-        for name in ("registers", "shared_bytes"):
+        for name in ("registers", "shared_bytes", "instructions"):
             now, then = getattr(found, name), getattr(before, name)
             if now > then:
                 errors.append(f"{key}: {name} rose from {then} to {now}")
@@ -194,12 +211,14 @@ def _stored() -> dict[str, Resources]:
 
 def _print(report: Report) -> None:
     print(
-        f"{'kernel / configuration / target':58}{'registers':>10}{'spills':>8}{'shared':>9}  matrix"
+        f"{'kernel / configuration / target':58}{'registers':>10}{'spills':>8}{'shared':>9}"
+        f"{'a column':>10}  matrix"
     )
     for key, row in report.rows.items():
+        instructions = f"{row.instructions:.1f}" if row.instructions else "-"
         print(
-            f"{key:58}{row.registers:10}{row.spills:8}{row.shared_bytes:9}  "
-            f"{row.matrix_instruction or '-'}"
+            f"{key:58}{row.registers:10}{row.spills:8}{row.shared_bytes:9}"
+            f"{instructions:>10}  {row.matrix_instruction or '-'}"
         )
     for error in report.errors:
         print(f"ERROR {error}", file=sys.stderr)

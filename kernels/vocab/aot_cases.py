@@ -43,6 +43,13 @@ class Case:
     targets: tuple[str, ...] = TARGETS
     odd_vocab: bool = False  # no multiple of 16
 
+    @property
+    def columns(self) -> int:
+        """Columns of the vocabulary that a block works on; 0 for kernels with a loop."""
+        straight = self.kernel in ("statistics_kernel", "mixture_kernel", "gradient_kernel")
+        # A list of ids is copied in a loop: a few more instructions, whatever their number.
+        return int(self.constants["TILE"]) if straight else 0
+
 
 def cases() -> list[Case]:
     """Every kernel in every configuration that a launch can take, with everything switched on, and
@@ -52,14 +59,19 @@ def cases() -> list[Case]:
     for row in STATISTICS_CONFIGS:
         found.append(_statistics(row, "fp32", "everything"))
     widest = STATISTICS_CONFIGS[-1]
-    found += [_statistics(widest, "bf16", "pair"), _statistics(widest, "bf16", "student")]
+    for slab in ("fp32", "bf16"):
+        found += [_statistics(widest, slab, "pair"), _statistics(widest, slab, "student")]
     found += [_odd(_statistics(widest, "fp32", "pair"), padded=True)]
     found.append(_merge())
     for row in ELEMENTWISE_CONFIGS:
         found += [_mixture(row), _gradient(row, "fp32", "fp32", "everything")]
     widest = ELEMENTWISE_CONFIGS[-1]
     found += [
+        _mixture(widest, "jsd"),
+        _gradient(widest, "fp32", "bf16", "jsd"),
         _gradient(widest, "fp32", "bf16", "kl_teacher_student"),
+        _gradient(widest, "fp32", "bf16", "kl_student_teacher"),
+        _gradient(widest, "fp32", "bf16", "entropy"),
         _gradient(widest, "bf16", "bf16", "plain"),
         _odd(_gradient(widest, "fp32", "bf16", "kl_teacher_student"), padded=True),
         _merge_mixture(),
@@ -159,27 +171,20 @@ def _merge() -> Case:
     )
 
 
-def _mixture(config: RowConfig) -> Case:
-    pointers = dict.fromkeys(
-        [
-            "student_ptr",
-            "student_bias_ptr",
-            "teacher_ptr",
-            "teacher_bias_ptr",
-            "rows_ptr",
-            "sums_ptr",
-        ],
-        "fp32",
-    )
+_SHARES = ("share_t", "share_s", "near")
+
+
+def _mixture(config: RowConfig, what: str = "everything") -> Case:
+    pointers = dict.fromkeys(["student_ptr", "teacher_ptr", "rows_ptr", "sums_ptr"], "fp32")
+    floats: tuple[str, ...] = _SHARES
+    if what == "everything":
+        pointers |= dict.fromkeys(["student_bias_ptr", "teacher_bias_ptr"], "fp32")
+        floats = (*_NUMBERS, *_SHARES, "clip")
     return Case(
-        f"mixture/{config.tile}/fp32/everything",
+        f"mixture/{config.tile}/fp32/{what}",
         "mixture",
         "mixture_kernel",
-        _signature(
-            pointers,
-            ("student_stride", "teacher_stride", "vocab", "parts"),
-            (*_NUMBERS, "share_t", "share_s", "clip"),
-        ),
+        _signature(pointers, ("student_stride", "teacher_stride", "vocab", "parts"), floats),
         {"NUMBERS": 10, "TILE": config.tile},
         config.num_warps,
     )
@@ -213,11 +218,12 @@ def _gradient(config: RowConfig, dtype: str, out: str, what: str) -> Case:
     if what == "everything":
         pointers |= {"student_bias_ptr": "fp32", "teacher_bias_ptr": "fp32", "teacher_ptr": dtype}
         pointers |= dict.fromkeys(_COEFFICIENTS, "fp32")
-        floats = (*_NUMBERS, "share_t", "share_s", "clip")
-    elif what == "kl_teacher_student":
-        pointers |= {"teacher_ptr": dtype, "kl_teacher_student_ptr": "fp32"}
+        floats = (*_NUMBERS, *_SHARES, "clip")
+    elif what in ("plain", "entropy"):
+        pointers |= dict.fromkeys({"plain_ptr", f"{what}_ptr"}, "fp32")
     else:
-        pointers["plain_ptr"] = "fp32"
+        pointers |= {"teacher_ptr": dtype, f"{what}_ptr": "fp32"}
+        floats = _SHARES if what == "jsd" else ()
     return Case(
         f"gradient/{config.tile}/{dtype}/{out}/{what}",
         "gradient",
@@ -242,7 +248,7 @@ def _chosen() -> Case:
         _signature(
             {**pointers, "ids_ptr": "i64"},
             ("student_stride", "teacher_stride", "vocab"),
-            (*_NUMBERS, "share_t", "share_s", "clip"),
+            (*_NUMBERS, *_SHARES, "clip"),
         ),
         {"NUMBERS": 10, "NUM_IDS": 100, "IDS_TILE": 32},
         1,

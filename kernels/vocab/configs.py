@@ -23,11 +23,11 @@ class RowConfig:
     num_warps: int
 
 
-# A tile stays in registers: 4096 columns over 8 warps are 16 a thread and model, two loads of 16
-# bytes in bf16. A smaller vocabulary gets the smallest tile that holds it.
-STATISTICS_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 2), RowConfig(4096, 8))
-# The passes after the first hold more values a column.
-ELEMENTWISE_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 4), RowConfig(2048, 8))
+# A tile stays in registers, 16 columns a thread and model: with fewer the sums across threads cost
+# as much as the columns, more take registers from the programs that would hide each other's loads.
+# A smaller vocabulary gets the smallest tile that holds it.
+STATISTICS_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 2), RowConfig(2048, 4))
+ELEMENTWISE_CONFIGS = (RowConfig(256, 1), RowConfig(1024, 2), RowConfig(2048, 4))
 
 
 def statistics_config(vocab: int) -> RowConfig:
@@ -89,6 +89,8 @@ _LINEAR_16_BIT_SEVERAL_IDS = {
     "gfx942": LinearConfig(128, 64, 32, num_warps=8, num_stages=2, tiles=32),
 }
 _LINEAR_32_BIT = {
+    # 32 columns spill under Triton 3.6.
+    "sm_120": LinearConfig(64, 64, 16, num_warps=8, num_stages=2, tiles=32),
     "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
 }
 _SMALL_32_BIT = LinearConfig(64, 64, 32, num_warps=8, num_stages=2, tiles=32)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .configs import RowConfig, elementwise_config
 from .launch import OPTIONS, Logits, ends_in_a_vector, on_device
-from .mixture import log_mixture_ratios, log_ratio, shares, softmax
+from .mixture import defined, log_mixture_ratios, log_ratio, mixture_numbers, softmax
 from .rownumbers import (
     ENTROPY,
     INV_Z,
@@ -84,6 +84,7 @@ def _gradient_at(
     teacher_post,
     share_t,
     share_s,
+    near,
     clip,
     NUMBERS: tl.constexpr,
 ):
@@ -108,15 +109,15 @@ def _gradient_at(
             pair += (p_s - p_t) * tl.load(kl_teacher_student_ptr + row)
         r = log_ratio(x_s, x_t, kept_ptr)
         if kl_student_teacher_ptr is not None:
-            excess = r + tl.load(kept_ptr + KL_STUDENT_TEACHER)
+            excess = defined(r) + tl.load(kept_ptr + KL_STUDENT_TEACHER)
             # An infinite divergence of a token without weight must not reach the gradient.
             pair -= times(tl.load(kl_student_teacher_ptr + row), times(p_s, excess))
         if jsd_ptr is not None:
-            over_student, _ = log_mixture_ratios(r, share_t, share_s)
+            over_student, _ = log_mixture_ratios(r, share_t, share_s, near)
             excess = over_student + tl.load(kept_ptr + KL_STUDENT_MIXTURE)
-            pair -= times(p_s, excess) * (tl.load(jsd_ptr + row) * share_s)
+            pair -= p_s * excess * (tl.load(jsd_ptr + row) * share_s)
         if clipped_ptr is not None:
-            unclipped = tl.where(times(p_t, r) > clip, 0.0, p_t)
+            unclipped = tl.where(times(p_t, defined(r)) > clip, 0.0, p_t)
             mass = tl.load(kept_ptr + UNCLIPPED)
             pair += (p_s * mass - unclipped) * tl.load(clipped_ptr + row)
         # Without a distribution of the teacher there is no direction to move in.
@@ -150,6 +151,7 @@ def gradient_kernel(
     teacher_post,
     share_t,
     share_s,
+    near,
     clip,
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
@@ -188,6 +190,7 @@ def gradient_kernel(
         teacher_post,
         share_t,
         share_s,
+        near,
         clip,
         NUMBERS,
     )
@@ -220,6 +223,7 @@ def chosen_kernel(
     teacher_post,
     share_t,
     share_s,
+    near,
     clip,
     NUMBERS: tl.constexpr,
     NUM_IDS: tl.constexpr,
@@ -262,6 +266,7 @@ def chosen_kernel(
             teacher_post,
             share_t,
             share_s,
+            near,
             clip,
             NUMBERS,
         )
@@ -335,7 +340,7 @@ def logit_gradient(
         student.post,
         None if teacher is None else teacher.pre,
         None if teacher is None else teacher.post,
-        *shares(jsd_beta if "jsd" in coefs else None),
+        *mixture_numbers(jsd_beta if "jsd" in coefs else None),
         entry_clip if "clipped_kl_teacher_student" in coefs else None,
     )
     with on_device(student.raw_CV):

@@ -48,7 +48,7 @@ from .rownumbers import (
     TEACHER_INV_Z,
     TEACHER_PIVOT,
 )
-from .transform import guarded, tanh, times
+from .transform import bounded, exp, guarded, tanh, times
 
 IDS_TILE = 64
 RULES = ("sign", "tanh")
@@ -74,7 +74,7 @@ def _merged(row_ptr, slots, parts, MAX_: tl.constexpr, SUM_: tl.constexpr, SUM_X
     maxima = _field(row_ptr, slots, parts, MAX_, float("-inf"))
     pivot = guarded(tl.max(maxima, 0))
     distance = maxima - pivot
-    rescale = tl.exp(distance)
+    rescale = exp(bounded(distance))
     mass = rescale * _field(row_ptr, slots, parts, SUM_, 0.0)
     sum_x = rescale * _field(row_ptr, slots, parts, SUM_X_, 0.0) + times(mass, distance)
     z = tl.sum(mass, 0)

@@ -16,6 +16,7 @@ row has none. Parts are plain sums here, added up by `merge_mixture_kernel` in o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -35,8 +36,9 @@ from .rownumbers import (
     TEACHER_PIVOT,
     UNCLIPPED,
 )
-from .transform import expm1_of_negative, log1p_near_zero, logits, times, touchable
+from .transform import bounded, exp, expm1_near_zero, log_of_sum, logits, times, touchable
 
+FAR = tl.constexpr(1e30)  # nats: as good as infinite
 _SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
 
 
@@ -44,35 +46,42 @@ _SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
 def softmax(z, kept_ptr, PIVOT_: tl.constexpr, INV_Z_: tl.constexpr):
     """x = z - pivot and the probability, 0 in a row without mass."""
     x = z - tl.load(kept_ptr + PIVOT_)
-    return x, tl.exp(x) * tl.load(kept_ptr + INV_Z_)
+    return x, exp(bounded(x)) * tl.load(kept_ptr + INV_Z_)
 
 
 @triton.jit
 def log_ratio(x_s, x_t, kept_ptr):
-    """r = log T/S; 0 where neither has mass (a NaN logit comes back in the merge)."""
-    r = (x_t - x_s) + tl.load(kept_ptr + SHIFT)
+    """r = log T/S; NaN where neither has mass."""
+    return (x_t - x_s) + tl.load(kept_ptr + SHIFT)
+
+
+@triton.jit
+def defined(r):
+    """The log-ratio, 0 where neither has mass (a NaN logit comes back in the merge)."""
     return tl.where(r != r, 0.0, r)
 
 
 @triton.jit
-def log_mixture_ratios(r, share_t, share_s):
+def log_mixture_ratios(r, share_t, share_s, near):
     """log M/S and log M/T for M = share_t T + share_s S, to the last digits for any shares.
 
     With c the smaller share, d the larger, y the log-ratio of c's model over d's and
-    u = c expm1(y) >= -1/2, log M over d's model is log1p(u), over c's model y less; from u = 1/2 on
-    that is log(c + d e^-y) and the first one y more, which neither overflows nor cancels.
+    u = c expm1(y), log M over d's model is log1p(u), over c's model y less. Above y = `near`, where
+    u is 1/2, the second is log(c + d e^-y) and the first y more, which does not overflow. Neither
+    form cancels, and neither divides. Finite for any r, NaN too: no mass times it adds nothing.
     """
     small_t = share_t <= share_s
     small, large = tl.minimum(share_t, share_s), tl.maximum(share_t, share_s)
+    # Not tl.minimum: what that makes of NaN differs between a device and Triton's interpreters.
+    r = tl.maximum(tl.where(r < FAR, r, FAR), -FAR)
     y = tl.where(small_t, r, -r)
-    e = tl.exp(-tl.abs(y))
-    less = expm1_of_negative(-tl.abs(y))
-    u = small * tl.where(y > 0.0, -less / e, less)
-    far = u > 0.5
-    log = tl.log(tl.where(far, small + large * e, 1.0 + u))
-    log = tl.where((u > -0.35) & (u <= 0.5), log1p_near_zero(u), log)
-    over_large = tl.where(far, y + log, log)
-    over_small = tl.where(far, log, log - y)
+    is_near = y <= near
+    e = exp(tl.where(is_near, y, -y))
+    u = small * tl.where(tl.abs(y) < 0.35, expm1_near_zero(y), e - 1.0)
+    w = tl.where(is_near, 1.0 + u, tl.fma(large, e, small))
+    log = log_of_sum(w, tl.where(is_near, u, w - 1.0))
+    over_large = tl.where(is_near, log, y + log)
+    over_small = tl.where(is_near, log - y, log)
     return tl.where(small_t, over_large, over_small), tl.where(small_t, over_small, over_large)
 
 
@@ -94,6 +103,7 @@ def mixture_kernel(
     teacher_post,
     share_t,  # beta; None: no JSD
     share_s,  # 1 - beta
+    near,
     clip,  # None: no clipped KL
     NUMBERS: tl.constexpr,
     TILE: tl.constexpr,
@@ -118,11 +128,11 @@ def mixture_kernel(
     x_t, p_t = softmax(z_t, kept_ptr, TEACHER_PIVOT, TEACHER_INV_Z)
     r = log_ratio(x_s, x_t, kept_ptr)
     if share_t is not None:
-        over_student, over_teacher = log_mixture_ratios(r, share_t, share_s)
-        tl.store(out_ptr, -tl.sum(times(p_s, over_student), 0))
-        tl.store(out_ptr + parts, -tl.sum(times(p_t, over_teacher), 0))
+        over_student, over_teacher = log_mixture_ratios(r, share_t, share_s, near)
+        tl.store(out_ptr, -tl.sum(p_s * over_student, 0))
+        tl.store(out_ptr + parts, -tl.sum(p_t * over_teacher, 0))
     if clip is not None:
-        entry = times(p_t, r)
+        entry = times(p_t, defined(r))
         clipped = entry > clip
         tl.store(out_ptr + 2 * parts, tl.sum(tl.where(clipped, clip, entry), 0))
         tl.store(out_ptr + 3 * parts, tl.sum(tl.where(clipped, p_t, 0.0), 0))
@@ -170,6 +180,14 @@ def merge_mixture_kernel(
 def shares(jsd_beta: float | None) -> tuple[float | None, float | None]:
     """The teacher's and the student's share of the mixture, subtracted in double precision."""
     return (None, None) if jsd_beta is None else (jsd_beta, 1.0 - jsd_beta)
+
+
+def mixture_numbers(jsd_beta: float | None) -> tuple[float | None, float | None, float | None]:
+    """What `log_mixture_ratios` takes: the shares, and the log-ratio up to which it is near."""
+    share_t, share_s = shares(jsd_beta)
+    if share_t is None or share_s is None:
+        return None, None, None
+    return share_t, share_s, math.log1p(0.5 / min(share_t, share_s))
 
 
 def mixture_parts(vocab: int) -> int:
@@ -220,7 +238,7 @@ def mixture_statistics(
             student.post,
             teacher.pre,
             teacher.post,
-            *shares(jsd_beta),
+            *mixture_numbers(jsd_beta),
             entry_clip,
             NUMBERS=ROW_NUMBERS,
             TILE=config.tile,

@@ -50,6 +50,25 @@ class LogitProblem:
         names = [name for name in stats if name in only]
         return stats, rows.backward(state, coefficients(stats, names)).clone()
 
+    def reordered(self, seed: int, only: tuple[str, ...]) -> tuple[dict[str, Tensor], Tensor]:
+        """`run` of torch rows in float32 with the vocabulary in another order; the gradient is in
+        that of the problem.
+        """
+        vocab = self.student.raw_CV.shape[1]
+        generator = torch.Generator().manual_seed(seed)
+        order_V = torch.randperm(vocab, generator=generator).to(self.student.raw_CV.device)
+        place_V = order_V.argsort()
+        ids_CK = self.ids_CK
+        if ids_CK is not None:
+            known = (ids_CK >= 0) & (ids_CK < vocab)
+            ids_CK = torch.where(known, place_V[ids_CK.clamp(0, vocab - 1)], ids_CK)
+        teacher = None if self.teacher is None else _columns(self.teacher, order_V)
+        other = replace(
+            self, student=_columns(self.student, order_V), teacher=teacher, ids_CK=ids_CK
+        )
+        stats, grad_CV = other.run(TorchRows(), torch.float32, only)
+        return stats, grad_CV[:, place_V]
+
     def _in(self, dtype: torch.dtype) -> LogitProblem:
         spec = replace(self.spec, compute_dtype=dtype, gradient_dtype=None)
         teacher = None if self.teacher is None else _cast(self.teacher, dtype)
@@ -89,20 +108,35 @@ def assert_like_oracle(
     only: tuple[str, ...] = tuple(DIFFERENTIABLE),
 ) -> None:
     """Statistics and gradient of `rows` against torch rows in float64, by what torch rows lose in
-    float32.
+    float32, in the worst of some orders of the vocabulary.
+
+    The sums of a few rows can be right to the last digit by luck, in one order of summation and on
+    one machine: twice such an error says nothing.
     """
     stats, grad = problem.run(rows, only=only)
     exact, exact_grad = problem.run(TorchRows(), torch.float64, only)
-    plain, plain_grad = problem.run(TorchRows(), torch.float32, only)
+    plain = [problem.run(TorchRows(), torch.float32, only)]
+    if problem.spec.topk is None:  # of equal logits another order lists others
+        plain += [problem.reordered(seed, only) for seed in range(7)]
     assert stats.keys() == exact.keys()
     for name, value in stats.items():
         if name == "topk_ids":
             assert torch.equal(value, exact[name])
             continue
-        assert_close_to_reference(value, exact[name], plain[name], name=name, check_stride=False)
-    assert_close_to_reference(
-        grad, exact_grad, plain_grad.to(grad.dtype), kind="gradient", name="gradient"
-    )
+        same = _worst([one[name] for one, _ in plain], exact[name])
+        assert_close_to_reference(value, exact[name], same, name=name, check_stride=False)
+    same = _worst([one for _, one in plain], exact_grad).to(grad.dtype)
+    assert_close_to_reference(grad, exact_grad, same, kind="gradient", name="gradient")
+
+
+def _worst(found: list[Tensor], exact: Tensor) -> Tensor:
+    """The one that is furthest from `exact`."""
+    return max(found, key=lambda one: float((one - exact)[exact.isfinite()].norm()))
+
+
+def _columns(side: Side, order_V: Tensor) -> Side:
+    bias_V = None if side.bias_V is None else side.bias_V[order_V]
+    return replace(side, raw_CV=side.raw_CV[:, order_V], bias_V=bias_V)
 
 
 def _cast(side: Side, dtype: torch.dtype) -> Side:

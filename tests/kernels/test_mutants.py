@@ -12,7 +12,7 @@ from sdkernels.rows import RowSpec
 
 MUTANTS = {
     "sign of the gap": ("statistics.py", "gap = x_t - x_s", "gap = x_s - x_t"),
-    "pivot not subtracted from e x": ("statistics.py", "times(e, x), 0)", "times(e, z), 0)"),
+    "pivot not subtracted from e x": ("statistics.py", "e * finite, 0)", "e * z, 0)"),
     "chosen ids of one part lost": (
         "statistics.py",
         "mine = (ids >= first) & (ids < last)",
@@ -35,7 +35,7 @@ MUTANTS = {
     ),
     "rescale dropped": (
         "merge.py",
-        "rescale = tl.exp(distance)",
+        "rescale = exp(bounded(distance))",
         "rescale = tl.where(distance > -1e30, 1.0, 0.0)",
     ),
     "pivots of the parts forgotten in the entropy": (
@@ -62,8 +62,8 @@ MUTANTS = {
     ),
     "KL subtracted instead of added": (
         "gradient.py",
-        "excess = r + tl.load(kept_ptr + KL_STUDENT_TEACHER)",
-        "excess = r - tl.load(kept_ptr + KL_STUDENT_TEACHER)",
+        "excess = defined(r) + tl.load(kept_ptr + KL_STUDENT_TEACHER)",
+        "excess = defined(r) - tl.load(kept_ptr + KL_STUDENT_TEACHER)",
     ),
     "teacher's softmax forgotten": ("gradient.py", "pair += (p_s - p_t)", "pair += p_s"),
     "onehot of the first of repeated ids only": (
