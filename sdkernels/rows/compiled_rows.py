@@ -34,9 +34,12 @@ from sdkernels.rows.torch_rows import NEEDS_LOG_RATIO, NEEDS_TEACHER_LOGITS, one
 # would stop at 8.
 MOST_PROGRAMS = 256
 
-# By itself the compiler stores what is read 4 times in a tensor of a slab's size, as the mixture's
-# log-ratios are, instead of keeping it in registers.
-IN_REGISTERS: dict[str, Any] = {"realize_reads_threshold": 1000}
+# By itself the compiler stores in a tensor of a slab's size what is read 4 times, as the mixture's
+# log-ratios are, or takes many operations or inputs, as softcapped ones do (30 and 8 in torch 2.11,
+# more since), instead of keeping it in registers.
+IN_REGISTERS: dict[str, Any] = dict.fromkeys(
+    ("realize_reads_threshold", "realize_opcount_threshold", "realize_acc_reads_threshold"), 1000
+)
 
 
 @dataclass

@@ -342,12 +342,12 @@ class SelfDistillConfig(TrainingArguments):
             or (f.init and f.default is not MISSING and getattr(self, f.name) != f.default)
         }
         self._check_kinds()
+        check_ranges(self)  # before transformers, whose messages do not name the value
         super().__post_init__()
         for name in MAPPING_FIELDS:
             texts = contexts.text_settings(self.context) if name == "context_args" else ()
             setattr(self, name, as_mapping(name, getattr(self, name), texts=texts))
         check_choices(self)
-        check_ranges(self)
         check_combinations(self)
         check_rollout_source(self)
         check_schedule(self)

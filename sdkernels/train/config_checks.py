@@ -71,6 +71,7 @@ RANGES = {
     "adam_beta1": DECAY,
     "adam_beta2": DECAY,
     "adam_epsilon": NOT_NEGATIVE,
+    "warmup_steps": NOT_NEGATIVE,
     "max_grad_norm": Range(0, remark=" (0: gradients are never scaled down)"),
     "num_train_epochs": POSITIVE,
     "save_steps": POSITIVE,

@@ -57,7 +57,7 @@ from sdkernels.train.config import SelfDistillConfig
         ({"learning_rate": math.inf}, "learning_rate=inf: .* finite"),
         ({"weight_decay": -0.1}, "weight_decay=-0.1: expected a number of at least 0"),
         ({"max_grad_norm": -1.0}, r"max_grad_norm=-1.0: .* at least 0, finite \(0: gradients are"),
-        ({"warmup_steps": -1}, "warmup_steps = -1, Expected value warmup_steps >= 0"),
+        ({"warmup_steps": -1}, "warmup_steps=-1: expected a number of at least 0"),
         ({"adam_beta2": 1.0}, "adam_beta2=1.0: expected a number of at least 0, below 1"),
         ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0: expected a number above 0"),
         ({"min_p": 2.0}, "min_p=2.0: expected a number of at least 0, at most 1"),
