@@ -23,7 +23,9 @@ TRAIN = [
 ]
 # bench/ lies at the top, where `python -m bench` finds it, and is `sdkernels.bench` when installed.
 BENCH_PACKAGES = ["sdkernels.bench", "sdkernels.bench.peers"]
-BENCH = ["liger-kernel", "pytest-benchmark", "trl==1.16.0"]
+# TRL has left Python 3.10: without it its tests are skipped and its peers left out.
+TRL = "trl==1.16.0; python_version >= '3.11'"
+BENCH = ["liger-kernel", "pytest-benchmark", TRL]
 # More peers for a machine with a GPU; where one is missing, its row says so.
 BENCH_GPU = [*BENCH, "cut-cross-entropy", "flash-linear-attention", "quack-kernels"]
 DOCS = ["furo", "myst-parser", "sphinx", "sphinx-copybutton"]
@@ -39,7 +41,7 @@ DEV = [
     "pytest-xdist",
     "ruff>=0.17,<0.18",
     "setuptools>=77",
-    "trl==1.16.0",
+    TRL,
     # Comes with torch on GPU machines; here the kernel tests interpret and compile with it.
     "triton>=3.6; platform_system == 'Linux'",
     "types-PyYAML",

@@ -115,7 +115,7 @@ def _gradient_at(
         if jsd_ptr is not None:
             over_student, _ = log_mixture_ratios(r, share_t, share_s, near)
             excess = over_student + tl.load(kept_ptr + KL_STUDENT_MIXTURE)
-            pair -= p_s * excess * (tl.load(jsd_ptr + row) * share_s)
+            pair -= times(p_s, excess) * (tl.load(jsd_ptr + row) * share_s)
         if clipped_ptr is not None:
             unclipped = tl.where(times(p_t, defined(r)) > clip, 0.0, p_t)
             mass = tl.load(kept_ptr + UNCLIPPED)

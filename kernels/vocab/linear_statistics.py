@@ -26,7 +26,7 @@ from .configs import MOST_IDS, LinearConfig, architecture, linear_config, shared
 from .launch import on_device
 from .partials import MAX, STUDENT_FIELDS, SUM, SUM_X
 from .statistics import Partials
-from .transform import bounded, exp, factors, guarded, times, transformed
+from .transform import bounded, factors, guarded, short_exp, times, transformed
 
 
 @triton.jit
@@ -130,9 +130,9 @@ def linear_statistics_kernel(
         z, _ = transformed(raw, bias_ptr, cols[None, :], valid[None, :], pre, post)
         higher = tl.maximum(pivot, tl.max(z, 1))
         distance = pivot - guarded(higher)
-        rescale = exp(bounded(distance))
+        rescale = short_exp(bounded(distance))
         x = bounded(z - guarded(higher)[:, None])
-        e = exp(x)
+        e = short_exp(x)
         sum_x = rescale * sum_x + times(rescale * mass, distance) + tl.sum(e * x, 1)
         mass = rescale * mass + tl.sum(e, 1)
         pivot = higher

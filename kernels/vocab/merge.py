@@ -48,7 +48,7 @@ from .rownumbers import (
     TEACHER_INV_Z,
     TEACHER_PIVOT,
 )
-from .transform import bounded, exp, guarded, tanh, times
+from .transform import FAR, bounded, exp, guarded, tanh, times, weighed
 
 IDS_TILE = 64
 RULES = ("sign", "tanh")
@@ -92,9 +92,10 @@ def _inverse(z):
 
 
 @triton.jit
-def _mean_gap(row_ptr, slots, parts, rescale, mass, distance_gap, z, GAP: tl.constexpr):
+def _mean_gap(row_ptr, slots, parts, distance, rescale, mass, distance_gap, z, GAP: tl.constexpr):
     gap = _field(row_ptr, slots, parts, GAP, 0.0)
-    return tl.sum(times(rescale, gap) + times(mass, distance_gap), 0) / z
+    there = distance > -FAR
+    return tl.sum(weighed(rescale, gap, there) + weighed(mass, distance_gap, there), 0) / z
 
 
 @triton.jit
@@ -191,8 +192,12 @@ def merge_kernel(
         tl.store(kept_ptr + TEACHER_PIVOT, pivot_t)
         tl.store(kept_ptr + TEACHER_INV_Z, _inverse(total_t))
         between = distance_t - distance_s
-        gap_t = _mean_gap(row_ptr, slots, parts, rescale_t, mass_t, between, total_t, GAP_T)
-        gap_s = _mean_gap(row_ptr, slots, parts, rescale_s, mass_s, between, total_s, GAP_S)
+        gap_t = _mean_gap(
+            row_ptr, slots, parts, distance_t, rescale_t, mass_t, between, total_t, GAP_T
+        )
+        gap_s = _mean_gap(
+            row_ptr, slots, parts, distance_s, rescale_s, mass_s, between, total_s, GAP_S
+        )
         # Of the quotient: exact where teacher == student, and a small KL keeps its digits.
         shift = tl.log(tl.math.div_rn(total_s, total_t))
         no_student = log_z_s == float("-inf")

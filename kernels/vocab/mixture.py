@@ -36,9 +36,8 @@ from .rownumbers import (
     TEACHER_PIVOT,
     UNCLIPPED,
 )
-from .transform import bounded, exp, expm1_near_zero, log_of_sum, logits, times, touchable
+from .transform import FAR, bounded, exp, expm1_near_zero, log_of_sum, logits, touchable, weighed
 
-FAR = tl.constexpr(1e30)  # nats: as good as infinite
 _SUMS = 4  # KL(S||M), KL(T||M), clipped KL(T||S), clipped mass of T
 
 
@@ -68,7 +67,8 @@ def log_mixture_ratios(r, share_t, share_s, near):
     With c the smaller share, d the larger, y the log-ratio of c's model over d's and
     u = c expm1(y), log M over d's model is log1p(u), over c's model y less. Above y = `near`, where
     u is 1/2, the second is log(c + d e^-y) and the first y more, which does not overflow. Neither
-    form cancels, and neither divides. Finite for any r, NaN too: no mass times it adds nothing.
+    form loses more than the rounding of r has, and neither divides. Finite for any r, NaN too: no
+    mass times it adds nothing.
     """
     small_t = share_t <= share_s
     small, large = tl.minimum(share_t, share_s), tl.maximum(share_t, share_s)
@@ -132,7 +132,7 @@ def mixture_kernel(
         tl.store(out_ptr, -tl.sum(p_s * over_student, 0))
         tl.store(out_ptr + parts, -tl.sum(p_t * over_teacher, 0))
     if clip is not None:
-        entry = times(p_t, defined(r))
+        entry = weighed(p_t, r, r > -FAR)
         clipped = entry > clip
         tl.store(out_ptr + 2 * parts, tl.sum(tl.where(clipped, clip, entry), 0))
         tl.store(out_ptr + 3 * parts, tl.sum(tl.where(clipped, p_t, 0.0), 0))

@@ -24,7 +24,7 @@ from torch import Tensor
 from .configs import RowConfig, statistics_config
 from .launch import OPTIONS, Logits, on_device
 from .partials import GAP_S, GAP_T, MAX, PAIR_FIELDS, STUDENT_FIELDS, TEACHER_MAX
-from .transform import bounded, exp, guarded, logits, times, touchable
+from .transform import FAR, bounded, exp, guarded, logits, touchable, weighed
 
 IDS_TILE = 64
 
@@ -109,10 +109,11 @@ def statistics_kernel(
         maximum_s, maximum_t = tl.split(tl.max(tl.join(z_s, z_t), 0))
         x_s, e_s = _write_moments(out_ptr, parts, z_s, maximum_s, MAX)
         x_t, e_t = _write_moments(out_ptr, parts, z_t, maximum_t, TEACHER_MAX)
-        # The gap itself is summed: two rounded cross terms would lose a small divergence.
+        # The gap itself is summed: two rounded cross terms would lose a small divergence. It is
+        # -inf where the teacher has no mass, inf where the student has none, NaN for neither.
         gap = x_t - x_s
-        tl.store(out_ptr + GAP_T * parts, tl.sum(times(e_t, gap), 0))
-        tl.store(out_ptr + GAP_S * parts, tl.sum(times(e_s, gap), 0))
+        tl.store(out_ptr + GAP_T * parts, tl.sum(weighed(e_t, gap, gap > -FAR), 0))
+        tl.store(out_ptr + GAP_S * parts, tl.sum(weighed(e_s, gap, gap < FAR), 0))
     if ids_ptr is not None:
         last = tl.minimum(first + TILE, vocab)
         row_ids = ids_ptr + row * NUM_IDS

@@ -19,6 +19,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Nats, as good as infinite; a compiler makes two comparisons of one with infinity itself.
+FAR = tl.constexpr(1e30)
+
 
 def factors(scale: float, softcap: float | None, temperature: float) -> tuple[float | None, ...]:
     """`(pre, post)` of the formulas above; None where the factor is 1 or absent."""
@@ -30,19 +33,29 @@ def factors(scale: float, softcap: float | None, temperature: float) -> tuple[fl
 
 @triton.jit
 def bounded(x):
-    """x, or -200 where it is less (NaN stays NaN): exp of it is 0 all the same, and 0 * x too."""
+    """x, or -200 where it is less (NaN stays NaN): finite, and exp of it is 0 all the same."""
     return tl.maximum(x, -200.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
 def exp(x):
     """exp of a finite x: 2^t with t = x log2 e, times 1 + d for the d = x - t log 2 that rounding t
-    has lost. Without it the error grows with |x|, as that of `tl.exp` does, which is 2^t alone and
-    spends as many instructions on results below the smallest normal number.
+    has lost (log 2 in two numbers). Without it the error grows with |x|, as that of `tl.exp` does,
+    which is 2^t alone and spends as many instructions on results below the smallest normal number.
+    Those are 0 here on some targets: see `weighed`.
     """
     t = x * 1.4426950408889634
     e = tl.exp2(t)
-    return tl.fma(e, tl.fma(t, -0.6931471805599453, x), e)
+    d = tl.fma(t, 1.9046542e-09, tl.fma(t, -0.69314718246459961, x))
+    return tl.fma(e, d, e)
+
+
+@triton.jit
+def short_exp(x):
+    """`exp` with log 2 in one number, where registers are short: off by 3e-9 |x| more."""
+    t = x * 1.4426950408889634
+    e = tl.exp2(t)
+    return tl.fma(e, tl.fma(t, -0.69314718246459961, x), e)
 
 
 @triton.jit
@@ -120,6 +133,14 @@ def logits(row_ptr, bias_ptr, cols, there, valid, pre, post):
 def times(weight, value):
     """weight * value with 0 * anything = 0, so that an entry without mass adds nothing."""
     return tl.where(weight == 0.0, 0.0, weight * value)
+
+
+@triton.jit
+def weighed(e, value, allowed):
+    """e * value for an exponential e, 0 where not `allowed`. An e too small for a number counts as
+    the smallest one: an infinite value that has any weight at all is seen.
+    """
+    return tl.where(allowed, tl.maximum(e, 1.1754944e-38) * value, 0.0)
 
 
 @triton.jit

@@ -7,6 +7,7 @@ letters: C tokens, V vocabulary, D hidden, K ids a token.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -108,7 +109,7 @@ def assert_like_oracle(
     only: tuple[str, ...] = tuple(DIFFERENTIABLE),
 ) -> None:
     """Statistics and gradient of `rows` against torch rows in float64, by what torch rows lose in
-    float32, in the worst of some orders of the vocabulary.
+    float32, in the worst of sixteen orders of the vocabulary.
 
     The sums of a few rows can be right to the last digit by luck, in one order of summation and on
     one machine: twice such an error says nothing.
@@ -117,7 +118,7 @@ def assert_like_oracle(
     exact, exact_grad = problem.run(TorchRows(), torch.float64, only)
     plain = [problem.run(TorchRows(), torch.float32, only)]
     if problem.spec.topk is None:  # of equal logits another order lists others
-        plain += [problem.reordered(seed, only) for seed in range(7)]
+        plain += [problem.reordered(seed, only) for seed in range(15)]
     assert stats.keys() == exact.keys()
     for name, value in stats.items():
         if name == "topk_ids":
@@ -130,8 +131,9 @@ def assert_like_oracle(
 
 
 def _worst(found: list[Tensor], exact: Tensor) -> Tensor:
-    """The one that is furthest from `exact`."""
-    return max(found, key=lambda one: float((one - exact)[exact.isfinite()].norm()))
+    """The one that is furthest from `exact`; a NaN is further than any number."""
+    finite = exact.isfinite()
+    return max(found, key=lambda one: float((one - exact)[finite].norm().nan_to_num(math.inf)))
 
 
 def _columns(side: Side, order_V: Tensor) -> Side:

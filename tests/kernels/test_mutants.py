@@ -45,8 +45,8 @@ MUTANTS = {
     ),
     "pivots of the parts forgotten in the gap": (
         "merge.py",
-        "times(rescale, gap) + times(mass, distance_gap)",
-        "times(rescale, gap)",
+        "weighed(rescale, gap, there) + weighed(mass, distance_gap, there)",
+        "weighed(rescale, gap, there)",
     ),
     "sign of KL(S||T)": ("merge.py", "-gap_s - shift", "gap_s + shift"),
     "weights of the mixture exchanged": (

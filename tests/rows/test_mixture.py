@@ -106,6 +106,17 @@ def test_entries_without_mass(rows: RowBackend) -> None:
 # --- mixtures that are nearly one of the models ---------------------------------------------------
 
 
+@pytest.mark.parametrize("beta", [1e-6, 0.3, 0.5, 0.9])
+def test_the_forms_of_the_log_ratios_meet_where_u_is_a_half(beta: float) -> None:
+    from sdkernels.kernels.mixture import mixture_numbers
+
+    share_t, share_s, near = mixture_numbers(beta)
+    assert share_t == beta
+    assert share_s == 1 - beta
+    assert near is not None
+    assert min(share_t, share_s) * math.expm1(near) == pytest.approx(0.5, rel=1e-12)
+
+
 def _reference(
     student_CV: Tensor, teacher_CV: Tensor, beta: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

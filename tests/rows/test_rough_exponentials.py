@@ -7,9 +7,9 @@ functions": exp2f) and gives 0 below the smallest normal number.
 import numpy as np
 import pytest
 import torch
-from helpers.logit_problems import DEVICE, assert_like_oracle, family
+from helpers.logit_problems import DEVICE, LogitProblem, assert_like_oracle, family
 
-from sdkernels.rows import RowSpec
+from sdkernels.rows import RowSpec, Side
 from sdkernels.rows.triton_rows import TritonRows
 from sdkernels.testing import input_families
 
@@ -37,6 +37,28 @@ def rough_exponentials(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
     monkeypatch.setattr(InterpreterBuilder, "create_exp2", lambda self, t: self.unary_op(t, _rough))
+
+
+@pytest.mark.usefixtures("rough_exponentials")
+@pytest.mark.parametrize("far", [-92.0, -300.0])
+@pytest.mark.parametrize("vocab", [300, 5000])
+def test_what_the_student_bans_is_infinite_however_little_the_teacher_gives_it(
+    vocab: int, far: float
+) -> None:
+    """Too little for a number in float32; in a part of its own, the part's sums are, too."""
+    teacher_CV = torch.full((3, vocab), far)
+    teacher_CV[:, 0] = 0.0
+    student_CV = torch.zeros(3, vocab)
+    student_CV[0, -1] = -torch.inf
+    student_CV[1] = -torch.inf
+    problem = LogitProblem(Side(student_CV), Side(teacher_CV), None, EVERYTHING)
+    stats, _ = problem.run(TritonRows())
+    assert stats["kl_teacher_student"].isinf().tolist() == [True, True, False]
+    clipped = stats["clipped_kl_teacher_student"][1].item()
+    assert clipped == pytest.approx(vocab * 0.001, rel=1e-5)
+    swapped = LogitProblem(Side(teacher_CV), Side(student_CV), None, EVERYTHING)
+    stats, _ = swapped.run(TritonRows())
+    assert stats["kl_student_teacher"].isinf().tolist() == [True, True, False]
 
 
 @pytest.mark.usefixtures("rough_exponentials")
