@@ -92,10 +92,15 @@ def methods_of(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
     """Name and settings of what the flags ask for; a recipe has the context that it brings.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or groups without two right and two wrong rollouts.
     """
     from sdkernels import contexts, recipes
 
+    if options.generations < 4 or options.generations % 2:
+        raise ValueError(
+            f"--generations={options.generations}: expected an even number from 4 on, so that "
+            "every rollout has a right and a wrong sibling"
+        )
     methods: list[tuple[str, dict[str, Any]]] = []
     if options.recipes is not None:
         for name in options.recipes or recipes.names():
@@ -114,24 +119,16 @@ def methods_of(options: argparse.Namespace) -> list[tuple[str, dict[str, Any]]]:
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each recipe and context that the flags ask for.
-
-    Raises:
-        ValueError: groups without two right and two wrong rollouts.
-    """
+    """A row for each recipe and context that the flags ask for; errors as in `methods_of`."""
     from sdkernels.train.errors import Interrupted
 
-    if options.generations < 4 or options.generations % 2:
-        raise ValueError(
-            f"--generations={options.generations}: expected an even number from 4 on, so that "
-            "every rollout has a right and a wrong sibling"
-        )
+    methods = methods_of(options)
     model, tokenizer = parts(options)
     plain = {"recipe": "sdpo", "context": "reference_solution"}
     before = cost_of(options, model, tokenizer, **plain)
     print(f"{'':<42}{'seconds':>9}{'of SDPO':>9}")
     rows: list[dict[str, Any]] = []
-    for name, method in methods_of(options):
+    for name, method in methods:
         try:
             if _generates(method):
                 raise ValueError("it generates text")

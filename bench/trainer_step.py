@@ -316,7 +316,7 @@ def main(arguments: list[str] | None = None) -> int:
         if kind == "methods":
             from .method_cost import measure, methods_of
 
-            methods_of(options)  # an unknown name is said now
+            methods_of(options)  # what it refuses is said now
         check_model(options.model)
         default = default_path(kind, device)
         out = files.place(options.out, default, lambda found: files.is_step_file(found, kind))

@@ -6,7 +6,7 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-from sdkernels.cli.text import parse_settings, record
+from sdkernels.cli.text import at_least, parse_settings, record
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--dataset", required=True, help=".jsonl or .parquet file, datasets id, reasoning-gym tasks"
     )
     traces.add_argument("--split", default="train", help="split of a datasets id")
-    traces.add_argument("--size", type=int, default=64, help="number of problems")
+    traces.add_argument("--size", type=at_least(1), default=64, help="number of problems")
     traces.add_argument(
         "--context",
         default="none",
@@ -39,17 +39,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="its settings; repeatable",
     )
-    traces.add_argument("--k", type=int, default=4, help="answers sampled for each problem")
+    traces.add_argument("--k", type=at_least(1), default=4, help="answers sampled for each problem")
     traces.add_argument(
         "--keep",
         default="correct",
-        help="correct, or all: wrong and truncated answers too, the latter marked as such",
+        help="correct, or all: wrong and truncated answers too, the latter marked as such; answers "
+        "without text are never kept",
     )
-    traces.add_argument("--per-problem", type=int, default=None, help="at most so many traces each")
-    traces.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens")
+    traces.add_argument(
+        "--per-problem", type=at_least(1), default=None, help="at most so many traces each"
+    )
+    traces.add_argument(
+        "--max-new-tokens", type=at_least(1), default=256, help="longest answer, in tokens"
+    )
     traces.add_argument("--temperature", type=float, default=1.0, help="sampling; 0 is greedy")
-    traces.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
-    traces.add_argument("--seed", type=int, default=0, help="of problems and sampling")
+    traces.add_argument(
+        "--batch-size", type=at_least(1), default=32, help="answers generated at once"
+    )
+    traces.add_argument("--seed", type=at_least(0), default=0, help="of problems and sampling")
     select = actions.add_parser(
         "select",
         help="the examples that the student prefers, of one data set or of two versions of it",
@@ -87,10 +94,12 @@ def _traces(options: argparse.Namespace) -> None:
     from sdkernels.train.data import GYM_SOURCES, load_examples
     from sdkernels.train.loading import load_model
     from sdkernels.train.rollout import Sampling
-    from sdkernels.train.traces import sample_traces, write_examples
+    from sdkernels.train.traces import check_traces, sample_traces, write_examples
 
     texts = contexts.text_settings(options.context)
     context = contexts.get(options.context, **parse_settings(options.set, texts=texts))
+    check_traces(context, options.keep)
+    sampling = Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature)
     is_gym = options.dataset.startswith(GYM_SOURCES)
     examples = load_examples(
         options.dataset,
@@ -101,7 +110,7 @@ def _traces(options: argparse.Namespace) -> None:
         require=("answer",),
     )
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    traces = sample_traces(
+    traces, left_out = sample_traces(
         model,
         tokenizer,
         examples,
@@ -109,14 +118,15 @@ def _traces(options: argparse.Namespace) -> None:
         k=options.k,
         keep=options.keep,
         per_problem=options.per_problem,
-        sampling=Sampling(max_new_tokens=options.max_new_tokens, temperature=options.temperature),
+        sampling=sampling,
         seed=options.seed,
         batch_size=options.batch_size,
     )
+    reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
     if not traces:
         raise ValueError(
-            f"none of {len(examples) * options.k} answers was kept (--keep {options.keep}); take "
-            "easier problems, a higher --k, more --max-new-tokens, or --keep all"
+            f"none of {len(examples) * options.k} answers was kept (--keep {options.keep}): "
+            f"{reasons}; take easier problems, a higher --k, more --max-new-tokens, or --keep all"
         )
     write_examples(options.out, traces)
     lengths = [trace.metadata["num_tokens"] for trace in traces]
@@ -125,6 +135,8 @@ def _traces(options: argparse.Namespace) -> None:
         "problems": f"{len({t.metadata['problem'] for t in traces})} of {len(examples)}",
         "tokens": f"{sum(lengths) / len(lengths):.1f} a trace",
     }
+    if reasons:
+        shown["left out"] = reasons
     if truncated := sum(trace.solution_truncated for trace in traces):
         shown["truncated"] = f"{truncated}, written with solution_truncated"
     print(record({**shown, "file": options.out}))

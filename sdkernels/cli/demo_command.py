@@ -8,14 +8,20 @@ import os
 import time
 from pathlib import Path
 
+from sdkernels.cli.text import at_least
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of this command."""
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder for runs and report"
     )
-    parser.add_argument("--steps", type=int, default=3, help="optimiser steps per condition")
-    parser.add_argument("--seed", type=int, default=0, help="of problems, rollouts and evaluation")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=3, help="optimiser steps per condition"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of problems, rollouts and evaluation"
+    )
     parser.add_argument("--model", default="smollm2", help="hub id, local folder, or smollm2")
 
 

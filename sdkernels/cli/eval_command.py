@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdkernels.cli.text import parse_settings, record
+from sdkernels.cli.text import at_least, parse_settings, record
 
 if TYPE_CHECKING:
     from sdkernels.contexts import Context
@@ -36,14 +36,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt=problem,answer=result",
     )
     parser.add_argument("--split", default="test", help="split of a datasets id")
-    parser.add_argument("--size", type=int, default=32, help="number of problems")
+    parser.add_argument("--size", type=at_least(1), default=32, help="number of problems")
     parser.add_argument(
-        "--k", type=int, default=1, help="answers per problem (Avg@k, Pass@k, Maj@k)"
+        "--k", type=at_least(1), default=1, help="answers per problem (Avg@k, Pass@k, Maj@k)"
     )
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="longest answer, in tokens")
+    parser.add_argument(
+        "--max-new-tokens", type=at_least(1), default=256, help="longest answer, in tokens"
+    )
     parser.add_argument("--temperature", type=float, default=1.0, help="sampling; 0 is greedy")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus sampling mass")
-    parser.add_argument("--top-k", type=int, default=0, help="sample from so many; 0: from all")
+    parser.add_argument(
+        "--top-k", type=at_least(0), default=0, help="sample from so many; 0: from all"
+    )
     parser.add_argument(
         "--chat-template-kwargs",
         default=None,
@@ -54,8 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="paragraph added to prompts of files and data sets that are plain text",
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="answers generated at once")
-    parser.add_argument("--seed", type=int, default=0, help="of problems, sampling and bootstrap")
+    parser.add_argument(
+        "--batch-size", type=at_least(1), default=32, help="answers generated at once"
+    )
+    parser.add_argument(
+        "--seed", type=at_least(0), default=0, help="of problems, sampling and bootstrap"
+    )
     parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16 or auto")
     parser.add_argument(
         "--context",
@@ -94,6 +102,12 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
             "--compare is for the model alone; under --context every score is already compared "
             "with the question alone"
         )
+    sampling = Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+    )
     earlier = None if options.compare is None else read_result(options.compare)
     is_gym = options.dataset.startswith(GYM_SOURCES)
     options.chat_template_kwargs = as_mapping(
@@ -110,12 +124,6 @@ def run(options: argparse.Namespace, _rest: list[str]) -> None:
         require=("answer",),
     )
     model, tokenizer = load_model(options.model, dtype=options.dtype)
-    sampling = Sampling(
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-    )
     about = {"model": options.model, "dataset": options.dataset, "seed": options.seed}
     if contexts:
         _run_contexts(options, contexts, model, tokenizer, examples, sampling, about)

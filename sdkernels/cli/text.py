@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import shutil
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from sdkernels.train.yaml_text import read_as_text, read_text
@@ -51,6 +52,21 @@ def parse_settings(
         except ValueError as error:
             raise ValueError(f"{flag} {pair!r}: its value is {error}") from error
     return settings
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """An argparse `type`: whole numbers from `low` on; others are refused before anything loads."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least {low}")
+        return value
+
+    return parse
 
 
 def _shown(value: Any) -> str:

@@ -95,6 +95,7 @@ RANGES = {
     ),
 }
 LEAST = {
+    "seed": 0,
     "num_generations": 1,
     "num_iterations": 1,
     "max_prompt_length": 1,

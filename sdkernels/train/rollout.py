@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -22,7 +23,11 @@ from sdkernels.train.sides import padding_id
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. `temperature=0` is greedy."""
+    """How tokens are drawn. `temperature=0` is greedy, `top_k=0` keeps every token.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 1.0
@@ -31,6 +36,18 @@ class Sampling:
     min_p: float | None = None
     repetition_penalty: float = 1.0
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, holds, accepted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < math.inf, "a number from 0 (greedy) on"),
+            ("top_p", 0 < self.top_p <= 1, "a number above 0, at most 1"),
+            ("top_k", self.top_k >= 0, "at least 0 (every token)"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "a number from 0 to 1"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
+        ):
+            if not holds:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected {accepted}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ what the unguided ones kept.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def sample_traces(
     rollout: RolloutBackend | None = None,
     batch_size: int | None = None,
     template_kwargs: dict[str, Any] | None = None,
-) -> list[Example]:
+) -> tuple[list[Example], Counter[str]]:
     """Answers of the model as examples whose `solution` is the answer and whose prompt is the bare
     question.
 
@@ -56,24 +57,18 @@ def sample_traces(
         context: what it sees besides the question; one that the data alone gives.
         k: answers to sample for each problem.
         keep: "correct" drops wrong and truncated answers, "all" keeps them, the truncated ones with
-            `solution_truncated`.
+            `solution_truncated`. An answer without text is nothing to train on and never kept.
         per_problem: at most so many traces a problem, the first ones; None: all that are kept.
 
     Returns:
         Examples with ids `<problem>#<number>`; `metadata` has `problem`, `context`, `correct` and
-        `num_tokens`.
+        `num_tokens`. And how many answers were left out for which reason.
 
     Raises:
         ValueError: a context that needs rollouts, unknown settings, or examples that the context
             lacks a field of.
     """
-    if context.made_of not in FROM_DATA:
-        raise ValueError(
-            f"context {context.name!r} is made of {context.made_of}: traces need a context that "
-            "the data alone gives, such as none, reference_solution or hint"
-        )
-    if keep not in KEEP:
-        raise ValueError(f"keep={keep!r}: expected one of {', '.join(KEEP)}")
+    check_traces(context, keep)
     for name, value in (("k", k), ("per_problem", per_problem)):
         if value is not None and value < 1:
             raise ValueError(f"{name}={value}: expected at least 1")
@@ -94,12 +89,34 @@ def sample_traces(
         sampling or Sampling(),
         seed=derived_seed(seed, "traces", context.name),
     )
-    traces = []
+    traces: list[Example] = []
+    left_out: Counter[str] = Counter()
     for (example, _), group in zip(told, groups, strict=True):
-        made = [_trace(example, i, sample, context) for i, sample in enumerate(group)]
-        good = [t for t in made if keep == "all" or _is_good(t)]
-        traces += good[:per_problem]
-    return traces
+        kept = 0
+        for index, sample in enumerate(group):
+            trace = _trace(example, index, sample, context)
+            reason = _why_not(trace, keep) or ("over the limit" if kept == per_problem else "")
+            if reason:
+                left_out[reason] += 1
+            else:
+                traces.append(trace)
+                kept += 1
+    return traces, left_out
+
+
+def check_traces(context: Context, keep: str) -> None:
+    """What can be said without a model.
+
+    Raises:
+        ValueError: a context that needs rollouts, or an unknown `keep`.
+    """
+    if context.made_of not in FROM_DATA:
+        raise ValueError(
+            f"context {context.name!r} is made of {context.made_of}: traces need a context that "
+            "the data alone gives, such as none, reference_solution or hint"
+        )
+    if keep not in KEEP:
+        raise ValueError(f"keep={keep!r}: expected one of {', '.join(KEEP)}")
 
 
 def _trace(example: Example, index: int, sample: Sample, context: Context) -> Example:
@@ -120,8 +137,15 @@ def _trace(example: Example, index: int, sample: Sample, context: Context) -> Ex
     )
 
 
-def _is_good(trace: Example) -> bool:
-    return bool(trace.metadata["correct"] and not trace.solution_truncated and trace.solution)
+def _why_not(trace: Example, keep: str) -> str:
+    """Why the answer is no trace, whatever the others are; nothing where it is one."""
+    if not (trace.solution or "").strip():
+        return "without text"
+    if keep == "all":
+        return ""
+    if trace.solution_truncated:
+        return "truncated"
+    return "" if trace.metadata["correct"] else "wrong"
 
 
 def write_examples(file: Path, examples: Sequence[Example]) -> None:

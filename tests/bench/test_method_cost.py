@@ -58,14 +58,21 @@ def test_some_are_measured_by_name(named: dict[str, list[str]], expected: list[s
     assert [name for name, _ in method_cost.methods_of(options)] == expected
 
 
-@pytest.mark.parametrize("flag", ["--recipes", "--contexts"])
-def test_an_unknown_method_is_refused_before_anything_runs(
-    flag: str, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipes", "sdpoo"], "sdpoo"),
+        (["--contexts", "sdpoo"], "sdpoo"),
+        (["--recipes", "--generations", "3"], "error: --generations=3: expected an even number"),
+    ],
+)
+def test_methods_are_refused_before_anything_runs(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
-        trainer_step.main([flag, "sdpoo"])
+        trainer_step.main(arguments)
     assert stopped.value.code == 2
-    assert "sdpoo" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_who_stops_it_stops_all_of_it(outcomes: dict[str, Any]) -> None:

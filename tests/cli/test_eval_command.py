@@ -84,6 +84,26 @@ def test_wrong_contexts_stop_before_a_model_is_loaded(evaluate, monkeypatch):
         assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--top-p", "0"), "top_p=0.0: expected a number above 0, at most 1"),
+        (("--top-k", "-1"), "argument --top-k: -1: expected a whole number of at least 0"),
+        (("--k", "0"), "argument --k: 0: expected a whole number of at least 1"),
+        (("--size", "0"), "argument --size: 0: expected"),
+        (("--batch-size", "0"), "argument --batch-size: 0: expected"),
+    ],
+)
+def test_wrong_numbers_stop_before_a_model_is_loaded(flags, message, evaluate, monkeypatch, capsys):
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    try:
+        status, _, err = evaluate(*flags)
+    except SystemExit as stop:  # argparse
+        status, err = stop.code, capsys.readouterr().err
+    assert status == 2
+    assert message in err
+
+
 def test_a_setting_of_text_is_what_was_typed():
     context = parse_context("wrong_answer(choose=fixed, fixed=007)")
     assert context.settings["fixed"] == "007"

@@ -61,6 +61,7 @@ from sdkernels.train.config import SelfDistillConfig
         ({"adam_beta2": 1.0}, "adam_beta2=1.0: expected a number of at least 0, below 1"),
         ({"num_train_epochs": -1.0}, "num_train_epochs=-1.0: expected a number above 0"),
         ({"min_p": 2.0}, "min_p=2.0: expected a number of at least 0, at most 1"),
+        ({"seed": -1}, "seed=-1: expected a whole number of at least 0"),
         ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps=0: expected a whole"),
         ({"engine_backend": "cuda"}, "engine_backend='cuda': expected one of .*, compiled"),
         ({"chunk_bytes": 0}, "chunk_bytes=0: expected a whole number of at least 1"),

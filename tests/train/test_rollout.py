@@ -222,3 +222,21 @@ def test_seeds_differ_by_every_part():
     assert len(seeds) == 200
     assert derived_seed(1, "a") == derived_seed(1, "a")
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_new_tokens", 0),
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_k", -1),
+        ("min_p", 2.0),
+        ("repetition_penalty", 0.0),
+    ],
+)
+def test_sampling_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: expected"):
+        Sampling(**{name: value})

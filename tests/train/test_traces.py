@@ -36,10 +36,10 @@ ANSWERS = [
 
 def traces(tokenizer, examples, context="none", **settings):
     backend = Scripted(tokenizer, ANSWERS)
-    found = sample_traces(
+    backend.kept, backend.left_out = sample_traces(
         None, tokenizer, examples, contexts.get(context), k=3, rollout=backend, **settings
     )
-    return found, backend
+    return backend.kept, backend
 
 
 def test_correct_and_whole_answers_are_kept(tokenizer, make_problems):
@@ -57,6 +57,7 @@ def test_correct_and_whole_answers_are_kept(tokenizer, make_problems):
         "num_tokens": 9,
     }
     assert not found[0].solution_truncated
+    assert backend.left_out == {"wrong": 3, "truncated": 1}
     assert all(
         example.solution not in prompt
         for example, prompt in zip(examples, backend.prompts, strict=True)
@@ -67,9 +68,25 @@ def test_a_guided_trace_forgets_what_guided_it(tokenizer, make_problems):
     examples = make_problems(2)
     found, backend = traces(tokenizer, examples, "reference_solution", keep="all", per_problem=2)
     assert [trace.id for trace in found] == ["add-0#0", "add-0#1", "add-1#0", "add-1#1"]
+    assert backend.left_out == {"over the limit": 2}
     for example, prompt in zip(examples, backend.prompts, strict=True):
         assert example.solution.split("</think>")[1] in prompt
     assert all(trace.prompt == examples[i // 2].prompt for i, trace in enumerate(found))
+
+
+@pytest.mark.parametrize("keep", ["correct", "all"])
+def test_answers_without_text_are_left_out_and_counted(
+    keep, tokenizer, make_problems, tmp_path, monkeypatch
+):
+    """Training on a data set refuses them."""
+    answers = [["", "Answer: 3", " \n"], ["Answer: 7", "", ""]]
+    monkeypatch.setitem(globals(), "ANSWERS", answers)
+    found, backend = traces(tokenizer, make_problems(2), keep=keep)
+    assert [trace.id for trace in found] == ["add-0#1", "add-1#0"]
+    assert backend.left_out == {"without text": 4}
+    write_examples(tmp_path / "traces.jsonl", found)
+    loaded = load_examples(tmp_path / "traces.jsonl")
+    assert len(DatasetRollout(tokenizer).responses(loaded, Sampling())) == 2
 
 
 def test_written_traces_load_as_training_data(tokenizer, make_problems, tmp_path):
@@ -204,6 +221,36 @@ def test_a_selection_is_refused_before_the_model_is_loaded(
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--keep", "best"], "keep='best': expected one of correct, all"),
+        (["--context", "sibling_solution"], "made of group: traces need a context"),
+        (["--temperature", "-1"], "temperature=-1.0: expected a number from 0"),
+        (["--k", "0"], "argument --k: 0: expected a whole number of at least 1"),
+        (["--per-problem", "0"], "argument --per-problem: 0: expected"),
+        (["--batch-size", "2.5"], "argument --batch-size: 2.5: expected"),
+        (["--size", "0"], "argument --size: 0: expected"),
+        (["--max-new-tokens", "none"], "argument --max-new-tokens: none: expected"),
+    ],
+)
+def test_traces_are_refused_before_the_model_is_loaded(
+    flags, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "sdkernels.train.loading.load_model", lambda *_, **__: pytest.fail("a model was loaded")
+    )
+    source = tmp_path / "one.jsonl"
+    source.write_text(json.dumps({"prompt": "1+1?", "answer": "2", "solution": "2"}) + "\n")
+    out = str(tmp_path / "out.jsonl")
+    try:
+        status = main(["data", "traces", "--dataset", str(source), *flags, "--out", out])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["traces", "--dataset", "x.jsonl", "--out", "y.csv"], "expected a .jsonl file"),
@@ -227,7 +274,8 @@ def test_nothing_kept_says_what_to_change(model_folder, tmp_path, capsys):
     out = tmp_path / "out.jsonl"
     arguments = ["--model", str(model_folder), "--dataset", str(source), "--out", str(out)]
     assert main(["data", "traces", *arguments, "--k", "1", "--max-new-tokens", "4"]) == 2
-    assert "none of 1 answers was kept" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "none of 1 answers was kept (--keep correct): 1 truncated; take" in said
     assert not out.exists()
 
 
