@@ -61,7 +61,8 @@ def cases() -> list[Case]:
     widest = STATISTICS_CONFIGS[-1]
     for slab in ("fp32", "bf16"):
         found += [_statistics(widest, slab, "pair"), _statistics(widest, slab, "student")]
-    found += [_odd(_statistics(widest, "fp32", "pair"), padded=True)]
+    pair = _statistics(widest, "fp32", "pair")
+    found += [_odd(pair, padded=True), _softcapped(pair)]
     found.append(_merge())
     for row in ELEMENTWISE_CONFIGS:
         found += [_mixture(row), _gradient(row, "fp32", "fp32", "everything")]
@@ -74,6 +75,7 @@ def cases() -> list[Case]:
         _gradient(widest, "fp32", "bf16", "entropy"),
         _gradient(widest, "bf16", "bf16", "plain"),
         _odd(_gradient(widest, "fp32", "bf16", "kl_teacher_student"), padded=True),
+        _softcapped(_gradient(widest, "fp32", "bf16", "kl_teacher_student")),
         _merge_mixture(),
         _chosen(),
         _put(),
@@ -131,6 +133,12 @@ def _odd(case: Case, *, padded: bool) -> Case:
         constants={**case.constants, **dict.fromkeys(names, padded)},
         odd_vocab=True,
     )
+
+
+def _softcapped(case: Case) -> Case:
+    """The case with what a softcap of both models needs, and without bias."""
+    signature = {**case.signature, **dict.fromkeys(_NUMBERS, "fp32")}
+    return replace(case, name=f"{case.name}, softcap", signature=signature)
 
 
 def _merge() -> Case:

@@ -91,6 +91,7 @@ _LINEAR_16_BIT_SEVERAL_IDS = {
 }
 _LINEAR_32_BIT = {
     # 32 columns spill under Triton 3.6.
+    "sm_90": LinearConfig(64, 64, 16, num_warps=8, num_stages=2, tiles=32),
     "sm_120": LinearConfig(64, 64, 16, num_warps=8, num_stages=2, tiles=32),
     "interpreter": LinearConfig(64, 128, 64, num_warps=4, num_stages=1, tiles=2),
 }

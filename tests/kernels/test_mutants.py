@@ -23,15 +23,25 @@ MUTANTS = {
         'return tl.where(valid, z, float("-inf")), slope',
         "return z, slope",
     ),
-    "bias added after the scale": (
+    "scale applied twice": (
         "transform.py",
-        "    if post is not None:\n        z *= post",
-        "    if post is not None:\n        z *= post * post",
+        "z = t * post",
+        "z = t * post * post",
     ),
     "slope of the softcap": (
         "transform.py",
-        "slope = (1.0 - z * z) * pre",
-        "slope = (1.0 - z) * pre",
+        "slope = tl.fma(-t, t, 1.0) * (pre * post)",
+        "slope = (1.0 - t) * (pre * post)",
+    ),
+    "temperature left out of the slope of the softcap": (
+        "transform.py",
+        "slope = tl.fma(-t, t, 1.0) * (pre * post)",
+        "slope = tl.fma(-t, t, 1.0) * pre",
+    ),
+    "sign of tanh lost where it is no polynomial": (
+        "transform.py",
+        "(size | sign)",
+        "size",
     ),
     "rescale dropped": (
         "merge.py",
@@ -95,7 +105,8 @@ def _check(rows: object) -> None:
     ids_CK = problem.ids_CK.clone()
     ids_CK[:, 2] = ids_CK[:, 1]
     ids_CK[:, 0] = 4096  # the first column of a part
-    changes = {"scale": 1.3, "softcap": 6.0, "temperature": 0.8}
+    # A softcap that some of the logits reach.
+    changes = {"scale": 1.3, "softcap": 2.0, "temperature": 0.8}
     student = replace(problem.student, bias_V=torch.randn(5001, device=DEVICE), **changes)
     teacher = replace(problem.teacher, **changes)
     assert_like_oracle(replace(problem, student=student, teacher=teacher, ids_CK=ids_CK), rows)

@@ -1,8 +1,11 @@
 """The Triton rows with exponentials as rough as a GPU's: the interpreter's are good to every digit.
 
 `ex2.approx`, which 2^t is on NVIDIA, is good to 2 ulp (CUDA C++ programming guide, "Mathematical
-functions": exp2f) and gives 0 below the smallest normal number.
+functions": exp2f) and gives 0 below the smallest normal number. `rsqrt.approx` is good to 2^-22.9
+(PTX ISA).
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,24 +22,32 @@ EVERYTHING = RowSpec(torch.float32, jsd_beta=0.3, entry_clip=0.001)
 ERROR = 2.0**-22
 
 
+def _off(exact: np.ndarray, argument: np.ndarray) -> np.ndarray:
+    """`exact`, off by up to ERROR either way: by the same for the same argument, as a device is."""
+    scattered = np.ascontiguousarray(argument).view(np.uint32) * np.uint32(2654435761)
+    off = scattered.astype(np.float64) / 2.0**31 - 1.0
+    return np.where(exact == 1, exact, (exact * (1.0 + ERROR * off)).astype(np.float32))
+
+
 def _rough(t: np.ndarray) -> np.ndarray:
-    """2^t, off by up to ERROR either way: by the same for the same t, as a device is."""
     exact = np.exp2(t)
     if exact.dtype != np.float32:
         return exact
-    scattered = np.ascontiguousarray(t).view(np.uint32) * np.uint32(2654435761)
-    off = scattered.astype(np.float64) / 2.0**31 - 1.0
-    rough = (exact * (1.0 + ERROR * off)).astype(np.float32)
-    return np.where(
-        exact < np.finfo(np.float32).tiny, np.float32(0.0), np.where(exact == 1, exact, rough)
-    )
+    return np.where(exact < np.finfo(np.float32).tiny, np.float32(0.0), _off(exact, t))
+
+
+def _rough_root(x: np.ndarray) -> np.ndarray:
+    return _off(1 / np.sqrt(x), x)
 
 
 @pytest.fixture
 def rough_exponentials(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder
 
-    monkeypatch.setattr(InterpreterBuilder, "create_exp2", lambda self, t: self.unary_op(t, _rough))
+    for name, function in (("create_exp2", _rough), ("create_rsqrt", _rough_root)):
+        monkeypatch.setattr(
+            InterpreterBuilder, name, lambda self, x, of=function: self.unary_op(x, of)
+        )
 
 
 @pytest.mark.usefixtures("rough_exponentials")
@@ -65,3 +76,15 @@ def test_what_the_student_bans_is_infinite_however_little_the_teacher_gives_it(
 @pytest.mark.parametrize("name", input_families())
 def test_every_input_family_agrees_with_the_oracle_all_the_same(name: str) -> None:
     assert_like_oracle(family(name, 3, 9001, ids=2, spec=EVERYTHING), TritonRows())
+
+
+@pytest.mark.usefixtures("rough_exponentials")
+@pytest.mark.parametrize("reach", [1.0, 20.0, 60.0])
+def test_softcaps_agree_too(reach: float) -> None:
+    """Logits up to the cap and beyond, through both ways to tanh."""
+    problem = family("small_random", 3, 4001, ids=2, spec=EVERYTHING)
+    student, teacher = (
+        replace(side, softcap=softcap, scale=reach / side.raw_CV.abs().max().item())
+        for side, softcap in ((problem.student, 30.0), (problem.teacher, 25.0))
+    )
+    assert_like_oracle(replace(problem, student=student, teacher=teacher), TritonRows())
