@@ -30,6 +30,7 @@ TESTS = (
     "rows/test_partials.py",
     "engine/test_gating.py",
     "engine/test_slab_free.py",
+    "engine/test_row_scale.py",
 )
 # One launch of every kernel on a small problem with uneven edges.
 SANITIZED = """
@@ -37,6 +38,7 @@ import sys; sys.path.insert(0, "tests")
 import torch
 from helpers.logit_problems import family
 from sdkernels.kernels.linear_statistics import linear_partial_statistics
+from sdkernels.kernels.rescale import rescale
 from sdkernels.rows import RowSpec
 from sdkernels.rows.triton_rows import TritonRows
 spec = RowSpec(torch.float32, jsd_beta=0.5, entry_clip=0.01)
@@ -44,6 +46,7 @@ family("small_random", 3, 5001, ids=3, spec=spec).run(TritonRows())
 hidden, weight = torch.randn(130, 72, device="cuda"), torch.randn(1001, 72, device="cuda")
 linear_partial_statistics(hidden.bfloat16(), weight.bfloat16())
 linear_partial_statistics(hidden, weight, ids_TK=torch.zeros(130, 1, device="cuda").long())
+rescale(weight, torch.full((), 0.5, device="cuda"))
 torch.cuda.synchronize()
 """
 SANITIZER_FOUND = 9

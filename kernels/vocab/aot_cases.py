@@ -14,6 +14,7 @@ from .configs import (
     RowConfig,
     linear_config,
 )
+from .rescale import TILE, TILES
 
 # Shared memory that one block may use, in bytes.
 SHARED_LIMITS = {
@@ -79,6 +80,7 @@ def cases() -> list[Case]:
         _merge_mixture(),
         _chosen(),
         _put(),
+        _rescale(),
     ]
     for target in TARGETS:
         for dtype, name in _LINEAR_DTYPES:
@@ -275,6 +277,18 @@ def _put() -> Case:
         ),
         {"NUM_IDS": 100, "IDS_TILE": 32},
         1,
+    )
+
+
+def _rescale() -> Case:
+    pointers = dict.fromkeys(["x_ptr", "ratio_ptr"], "fp32")
+    return Case(
+        "rescale",
+        "rescale",
+        "rescale_kernel",
+        _signature(pointers, ("count",), ()),
+        {"TILE": TILE, "TILES": TILES},
+        4,
     )
 
 

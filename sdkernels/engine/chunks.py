@@ -59,11 +59,11 @@ def logits_gradient_dtype(
 ) -> torch.dtype | None:
     """The dtype of the logits' gradient, None for that of the slab.
 
-    bfloat16 factors are multiplied at full speed only by a bfloat16 gradient. float16 would lose
-    the small entries of a mean over many tokens.
+    16-bit factors are multiplied at full speed only by a gradient of their own dtype; float16 has
+    the digits for it with a scale for each token, see `row_scale`.
     """
-    narrow = hidden == weight == torch.bfloat16
-    return torch.bfloat16 if backend == "triton" and narrow else None
+    narrow = hidden == weight and hidden in (torch.bfloat16, torch.float16)
+    return hidden if backend == "triton" and narrow else None
 
 
 def token_bytes(

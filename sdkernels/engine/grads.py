@@ -8,17 +8,36 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sdkernels.engine.linear import add_weight_gradient
 from sdkernels.engine.problem import Problem
+from sdkernels.engine.row_scale import Unit
 from sdkernels.rows.pages import large_empty
 
 # Numbers scaled at once in a wider dtype: 32 MiB of float32.
 SCALED_AT_ONCE = 1 << 23
+
+
+class Part(NamedTuple):
+    """A gradient; `value` is `unit` times it (None: once)."""
+
+    value: Tensor
+    unit: Tensor | None = None
+
+    def times(self, factor: Tensor, dtype: torch.dtype, *, reuse: bool) -> Tensor:
+        """The gradient times `factor` in `dtype`, see `scaled`."""
+        factor = factor if self.unit is None else factor / self.unit
+        return scaled(self.value, factor, dtype, reuse=reuse)
+
+    def taken(self, dtype: torch.dtype) -> Tensor:
+        """The gradient in `dtype`, perhaps in the memory of `value`."""
+        if self.unit is None:
+            return self.value.to(dtype)
+        return scaled(self.value, 1 / self.unit, dtype, reuse=True)
 
 
 class Gradients:
@@ -28,6 +47,7 @@ class Gradients:
         self.problem = problem
         head, dtype = problem.head, problem.spec.compute_dtype
         self.hidden_TD = self.weight_VD = self.bias_V = None
+        self.unit = Unit()
         if hidden:
             # Tokens that the mask leaves out are never written.
             make = torch.empty if problem.kept_N is None else torch.zeros
@@ -48,20 +68,33 @@ class Gradients:
         """Whether anything needs a gradient."""
         return not (self.hidden_TD is None and self.weight_VD is None and self.bias_V is None)
 
-    def add(self, dz_CV: Tensor, hidden_CD: Tensor, lo: int, hi: int) -> None:
-        """Add the part of tokens lo..hi, given the gradient of their raw logits."""
+    def add(
+        self, dz_CV: Tensor, scale_C: Tensor | None, hidden_CD: Tensor, lo: int, hi: int
+    ) -> None:
+        """Add the part of tokens lo..hi, given `Problem.logits_gradient` of them."""
         head, dtype = self.problem.head, self.problem.spec.compute_dtype
         cast_rows = self.problem.cast_rows
         if self.hidden_TD is not None:
-            self._write_hidden(self.problem.hidden_gradient(dz_CV), lo, hi)
+            self._write_hidden(self.problem.hidden_gradient(dz_CV, scale_C), lo, hi)
+        if self.weight_VD is None and self.bias_V is None:
+            return
+        share_C1 = None
+        if scale_C is not None:
+            share_C1 = self._share(scale_C).to(dz_CV.dtype)[:, None]
+            hidden_CD = hidden_CD * share_C1
         if self.weight_VD is not None:
             add_weight_gradient(
                 self.weight_VD[: head.vocab], dz_CV, hidden_CD, first=lo == 0, cast_rows=cast_rows
             )
-        if self.bias_V is not None:
+        if self.bias_V is None:
+            return
+        if share_C1 is None:
             self.bias_V[: head.vocab] += dz_CV.sum(0, dtype=dtype)
+        else:
+            bias_V1 = self.bias_V[: head.vocab, None]
+            add_weight_gradient(bias_V1, dz_CV, share_C1, first=lo == 0, cast_rows=cast_rows)
 
-    def parts(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def parts(self) -> tuple[Part | None, Part | None, Part | None]:
         """Gradients of hidden, weight and bias in their shapes, and in their dtypes but for float16
         (see `_held`).
         """
@@ -69,11 +102,23 @@ class Gradients:
         hidden, weight, bias = self.hidden_TD, self.weight_VD, self.bias_V
         if hidden is not None:
             hidden = hidden.reshape(self.problem.hidden.shape)
-        if weight is not None:
+        if weight is not None and self.unit.value is None:
             weight = weight.to(self._held(head.weight))
-        if bias is not None and head.bias is not None:
+        if bias is not None and self.unit.value is None and head.bias is not None:
             bias = bias.to(self._held(head.bias))
-        return hidden, weight, bias
+        return (
+            None if hidden is None else Part(hidden),
+            None if weight is None else Part(weight, self.unit.value),
+            None if bias is None else Part(bias, self.unit.value),
+        )
+
+    def _share(self, scale_C: Tensor) -> Tensor:
+        """What `row_scale` multiplies hidden states by; lowers the unit of the sums."""
+        ratio = self.unit.lower(scale_C)
+        for total in (self.weight_VD, self.bias_V):
+            if total is not None and ratio is not None:
+                self.problem.backend.rescale(total, ratio)
+        return scale_C if self.unit.value is None else self.unit.value / scale_C
 
     def _held(self, tensor: Tensor) -> torch.dtype:
         """The dtype in which the gradient of `tensor` waits for the upstream factor.

@@ -65,8 +65,9 @@ class LossPlan:
 
     @property
     def launches(self) -> int:
-        """Kernels and products of all chunks."""
-        return self.chunks.count * sum(self.launches_per_chunk.values())
+        """Kernels and products of all chunks; sums are not rescaled before the first."""
+        each = sum(self.launches_per_chunk.values())
+        return self.chunks.count * each - self.launches_per_chunk.get("rescale", 0)
 
     @property
     def moved_bytes(self) -> int:
@@ -146,9 +147,8 @@ def plan_loss(
         launches_per_chunk=_launches(
             uses,
             logit_products=2 if teacher_size and not shared_head else 1,
-            # A gradient in another dtype than its other factor is multiplied a slice at a time.
-            gradient_products=(trainable_hidden + trainable_head)
-            * (1 if dz == dtype else -(-vocab // cast_rows)),
+            gradient_products=trainable_hidden + trainable_head,
+            rescaled=trainable_head and dz == torch.float16,
             topk_calls=_topk_calls(chunks.chunk_tokens, vocab),
         ),
     )
@@ -211,7 +211,12 @@ def _bytes_per_logit(
 
 
 def _launches(
-    uses: tuple[str, ...], *, logit_products: int, gradient_products: int, topk_calls: int
+    uses: tuple[str, ...],
+    *,
+    logit_products: int,
+    gradient_products: int,
+    rescaled: bool,
+    topk_calls: int,
 ) -> dict[str, int]:
     found = {"product": logit_products + gradient_products, "statistics": 1, "merge": 1}
     if any(name in _TOPK for name in uses):
@@ -222,4 +227,6 @@ def _launches(
         found["gradient"] = 1
         if any(name in _LISTED for name in uses):
             found |= {"chosen": 1, "put": 1}
+        if rescaled:
+            found["rescale"] = 1
     return found

@@ -16,6 +16,7 @@ from sdkernels.engine import topk as topk_lists
 from sdkernels.engine.chunks import ChunkPlan
 from sdkernels.engine.heads import LMHead
 from sdkernels.engine.linear import hidden_gradient, project
+from sdkernels.engine.row_scale import row_scales, scaled_coefs
 from sdkernels.engine.stats import Tokens, TokenStats, zeros_like_stat
 from sdkernels.engine.teachers import HiddenTeacher, LogitsTeacher, Teacher, TopKTeacher
 from sdkernels.rows import RowBackend, RowGate, RowSpec, Side, slab_columns
@@ -166,14 +167,28 @@ class Problem:
             self._row_gate(lo, hi),
         )
 
-    def hidden_gradient(self, dz_CV: Tensor) -> Tensor:
-        """Gradient of a chunk's hidden states from that of their raw logits, `[C, D]` in the
-        compute dtype; complete on every rank where the vocabulary is split.
+    def logits_gradient(
+        self, state: Any, coefs: dict[str, Tensor], like_C: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradient of a chunk's raw logits, `[C, V]`, for one coefficient per token and statistic,
+        and what each row of it has been multiplied by (None: nothing). `like_C`: any statistic.
+        """
+        if (self.spec.gradient_dtype or self.slab_dtype) != torch.float16:
+            return self.backend.backward(state, coefs), None
+        slope = abs(self.head.scale / self.temperature)
+        scale_C = row_scales(coefs, slope, like_C)
+        return self.backend.backward(state, scaled_coefs(coefs, scale_C)), scale_C
+
+    def hidden_gradient(self, dz_CV: Tensor, scale_C: Tensor | None) -> Tensor:
+        """Gradient of a chunk's hidden states from `logits_gradient`, `[C, D]` in the compute
+        dtype; complete on every rank where the vocabulary is split.
         """
         weight_VD = self.head.weight.detach()[: self.head.vocab]
         part_CD = hidden_gradient(
             dz_CV, weight_VD, self.spec.compute_dtype, cast_rows=self.cast_rows
         )
+        if scale_C is not None:
+            part_CD /= scale_C[:, None]
         return part_CD if self.spec.shard is None else self.spec.shard.add_up(part_CD)
 
     def user_stats(self, stats: dict[str, Tensor]) -> TokenStats:

@@ -33,10 +33,10 @@ from sdkernels.engine.compiling import one_graph_break
 from sdkernels.engine.gating import attach_gate
 from sdkernels.engine.grads import (
     Gradients,
+    Part,
     first_derivative_only,
     graph_is_kept,
     needs_grad,
-    scaled,
 )
 from sdkernels.engine.heads import LMHead, as_head
 from sdkernels.engine.problem import Problem
@@ -153,7 +153,9 @@ def _run(problem: Problem, loss_fn: LossFn, gradients: Gradients) -> tuple[Tenso
         collected.append(reported)
         if gradients.wanted:
             # Not in a variable, which would hold it while the next chunk's is made.
-            gradients.add(problem.backend.backward(state, coefs), hidden_CD, lo, hi)
+            dz = problem.logits_gradient(state, coefs, stats["lse"])
+            gradients.add(*dz, hidden_CD, lo, hi)
+            del dz
     fields = {
         name: problem.restore(torch.cat([chunk[name] for chunk in collected]))
         for name in collected[0]
@@ -201,7 +203,7 @@ class _Attach(torch.autograd.Function):
     def forward(
         ctx: Any,
         loss: Tensor,
-        parts: tuple[Tensor | None, ...],
+        parts: tuple[Part | None, ...],
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -223,7 +225,7 @@ class _Attach(torch.autograd.Function):
         if not kept:
             ctx.parts = None
         grads = [
-            None if part is None else scaled(part, upstream, dtype, reuse=not kept)
+            None if part is None else part.times(upstream, dtype, reuse=not kept)
             for part, dtype in zip(parts, ctx.dtypes, strict=True)
         ]
         return (None, None, *grads)

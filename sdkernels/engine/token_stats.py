@@ -199,8 +199,10 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
         stats, state, _ = problem.forward_chunk(slabs, lo, hi)
         collected.append(stats)
         if keep is not None:
-            dz_CV = problem.backend.backward(state, {keep: torch.ones_like(stats[keep])})
-            rows.append(problem.hidden_gradient(dz_CV))
+            ones = {keep: torch.ones_like(stats[keep])}
+            rows.append(
+                problem.hidden_gradient(*problem.logits_gradient(state, ones, stats["lse"]))
+            )
     fields = {name: torch.cat([chunk[name] for chunk in collected]) for name in collected[0]}
     return fields, torch.cat(rows) if rows else None
 
@@ -208,16 +210,16 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
 def _backward(problem: Problem, gradients: Gradients, coefs_N: dict[str, Tensor]) -> None:
     slabs = problem.slabs()
     for lo, hi in problem.plan.ranges:
-        _, state, hidden_CD = problem.forward_chunk(slabs, lo, hi)
+        stats, state, hidden_CD = problem.forward_chunk(slabs, lo, hi)
         coefs = {name: coef[lo:hi] for name, coef in coefs_N.items()}
-        gradients.add(problem.backend.backward(state, coefs), hidden_CD, lo, hi)
+        gradients.add(*problem.logits_gradient(state, coefs, stats["lse"]), hidden_CD, lo, hi)
 
 
 def _in_own_dtypes(problem: Problem, gradients: Gradients) -> list[Tensor | None]:
     """Gradients of hidden, weight and bias in the dtypes of these."""
     sources = (problem.hidden, problem.head.weight, problem.head.bias)
     return [
-        None if part is None or source is None else part.to(source.dtype)
+        None if part is None or source is None else part.taken(source.dtype)
         for part, source in zip(gradients.parts(), sources, strict=True)
     ]
 

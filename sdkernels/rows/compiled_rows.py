@@ -149,6 +149,11 @@ class CompiledRows:
             dz_CV.scatter_(-1, columns_CK, chosen_CK.to(dz_CV.dtype))
         return dz_CV
 
+    def rescale(self, total: Tensor, ratio: Tensor) -> None:
+        """See `rows.interface`."""
+        if ratio != 1:
+            total.mul_(ratio)
+
 
 @functools.cache
 def _compile(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -148,6 +148,12 @@ class RowBackend(Protocol):
         """
         ...
 
+    def rescale(self, total: Tensor, ratio: Tensor) -> None:
+        """total *= ratio for a contiguous float32 `total` and one number on its device, which is
+        mostly 1.
+        """
+        ...
+
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
         """Temporary memory of both passes over a chunk of `tokens` tokens, in bytes; grows with
         `tokens`, to a limit.

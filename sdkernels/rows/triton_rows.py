@@ -19,6 +19,7 @@ from torch import Tensor
 from sdkernels.kernels.gradient import logit_gradient
 from sdkernels.kernels.launch import Logits
 from sdkernels.kernels.mixture import mixture_parts, mixture_statistics
+from sdkernels.kernels.rescale import rescale
 from sdkernels.kernels.statistics import partial_statistics, statistics_parts
 from sdkernels.rows.fused_rows import FusedRows
 from sdkernels.rows.interface import RowGate, RowSpec, Side, slab_columns
@@ -137,6 +138,10 @@ class TritonRows:
             out_padded=state.student.padded or not in_place,
         )
         return out_CV
+
+    def rescale(self, total: Tensor, ratio: Tensor) -> None:
+        """See `rows.interface`."""
+        rescale(total, ratio)
 
 
 def _logits(side: Side) -> Logits:

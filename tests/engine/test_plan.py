@@ -14,7 +14,7 @@ import sdkernels as sd
 from sdkernels.engine import arguments
 from sdkernels.engine.chunks import ChunkPlan
 from sdkernels.engine.plan import LossPlan, plan_loss
-from sdkernels.kernels import gradient, merge, mixture, statistics
+from sdkernels.kernels import gradient, merge, mixture, rescale, statistics
 from sdkernels.kernels.launch import Logits
 from sdkernels.rows import slab_columns, triton_rows
 
@@ -109,6 +109,8 @@ def test_chunks_launches_and_bytes_are_those_of_a_run(
     assert chunks > 1
     expected = {name: chunks * count for name, count in plan.launches_per_chunk.items()}
     del expected["product"]  # on the CPU some are taken a slice at a time
+    if "rescale" in expected:
+        expected["rescale"] -= 1  # before the first chunk there is nothing to multiply
     assert launched == expected
     assert moved == {
         name: T * V * count for name, count in plan.bytes_per_logit.items() if name != "products"
@@ -139,6 +141,7 @@ def _watch(monkeypatch: pytest.MonkeyPatch) -> tuple[Counter, Counter, list[Any]
         (merge, ("merge",)),
         (mixture, ("mixture", "merge_mixture")),
         (gradient, ("gradient", "chosen", "put")),
+        (rescale, ("rescale",)),
     ):
         for name in names:
             kernel = f"{name}_kernel"
@@ -203,12 +206,16 @@ def test_a_plan_for_any_number_of_tokens_makes_no_list_of_them(
     assert plan.chunks.count > 10**8
 
 
-def test_launches_count_the_slices_of_a_float16_gradient() -> None:
-    plan: LossPlan = plan_loss(100, 64, 20_000, dtype=torch.float16)
-    # 20000 rows of the weight are cast 8192 at a time, for each of the two gradients.
-    assert plan.launches_per_chunk["product"] == 2 + 2 * 3
-    assert plan_loss(100, 64, 20_000, dtype=torch.bfloat16).launches_per_chunk["product"] == 4
-    shared = plan_loss(100, 64, 20_000, shared_head=True)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_launches_count_each_product_once(dtype: torch.dtype) -> None:
+    plan: LossPlan = plan_loss(100, 64, 20_000, dtype=dtype, chunk_bytes=1_000_000)
+    assert plan.launches_per_chunk["product"] == 4
+    half = dtype == torch.float16
+    assert plan.launches_per_chunk.get("rescale", 0) == half
+    assert plan.launches == plan.chunks.count * (7 + half) - half
+    frozen = plan_loss(100, 64, 20_000, dtype=dtype, trainable_head=False)
+    assert "rescale" not in frozen.launches_per_chunk
+    shared = plan_loss(100, 64, 20_000, dtype=dtype, shared_head=True)
     assert shared.launches_per_chunk["product"] == 3
 
 

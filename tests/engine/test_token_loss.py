@@ -300,7 +300,7 @@ def test_second_backward_with_retain_graph() -> None:
 def test_backward_frees_the_gradients() -> None:
     problem = make_problem()
     loss, _ = problem.engine_loss(everything_loss)
-    held = weakref.ref(loss.grad_fn.parts[1])
+    held = weakref.ref(loss.grad_fn.parts[1].value)
     (grad,) = torch.autograd.grad(loss, problem.weight)
     assert held() is grad, "a [V, D] gradient should be handed over, not copied"
     del grad

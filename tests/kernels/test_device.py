@@ -54,8 +54,9 @@ def _synchronisation_is_an_error() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_nothing_synchronises_between_the_start_and_the_end_of_a_step() -> None:
-    problem = _problem(600, 256, 5000)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_nothing_synchronises_between_the_start_and_the_end_of_a_step(dtype: torch.dtype) -> None:
+    problem = _problem(600, 256, 5000, dtype)
     kept = (torch.arange(600, device=DEVICE) % 3 != 0).nonzero().squeeze(-1)
     _step(problem)  # compiles, which synchronises
     torch.cuda.synchronize()
@@ -93,16 +94,17 @@ def test_a_mask_synchronises_once_before_the_first_product() -> None:
     assert len([item for item in caught if "synchronizing" in str(item.message)]) == 1
 
 
-def test_a_step_is_captured_in_a_graph_and_replayed_to_the_bit() -> None:
-    problem = _problem(600, 256, 5000)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_is_captured_in_a_graph_and_replayed_to_the_bit(dtype: torch.dtype) -> None:
+    problem = _problem(600, 256, 5000, dtype)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        expected = [part.clone() for part in _step(problem)]
+        expected = [part.clone() for part in _step(problem, chunk_bytes=16 * MIB)]
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        captured = _step(problem)
+        captured = _step(problem, chunk_bytes=16 * MIB)
     for part in captured:
         part.zero_()
     graph.replay()

@@ -38,6 +38,7 @@ JITFunction.__getitem__ = compile_only
 from helpers.logit_problems import family
 from sdkernels.engine.stats import DIFFERENTIABLE
 from sdkernels.kernels import linear_statistics
+from sdkernels.kernels.rescale import rescale
 from sdkernels.rows import RowGate, RowSpec, Side
 from sdkernels.rows.triton_rows import TritonRows
 
@@ -61,6 +62,7 @@ def chunk(tokens, first):
     hidden, weight = torch.randn(tokens, 64).bfloat16(), torch.randn(1000, 64).bfloat16()
     ids = drawn(tokens, first, (tokens, 1), integers=True)
     rows.fused.forward(hidden, weight, Side(hidden), ids, RowSpec(torch.float32), gate)
+    rescale(torch.rand(9008, 64), drawn(1, first, ()))
 
 for tokens, first in eval(sys.argv[2]):
     chunk(tokens, first)
@@ -87,6 +89,6 @@ def test_every_kernel_is_compiled_once_for_chunks_of_any(chunks: list[tuple[int,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     names = ("statistics", "merge", "mixture", "merge_mixture", "chosen", "gradient", "put")
-    expected = {f"{name}_kernel": 1 for name in (*names, "linear_statistics")}
+    expected = {f"{name}_kernel": 1 for name in (*names, "linear_statistics", "rescale")}
     expected["merge_kernel"] = 2  # of one model's sums and of two models'
     assert ast.literal_eval(done.stdout.strip().splitlines()[-1]) == expected
