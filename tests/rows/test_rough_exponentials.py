@@ -19,25 +19,25 @@ from sdkernels.testing import input_families
 pytestmark = pytest.mark.skipif(DEVICE.type != "cpu", reason="a device has exponentials of its own")
 
 EVERYTHING = RowSpec(torch.float32, jsd_beta=0.3, entry_clip=0.001)
-ERROR = 2.0**-22
+ERROR, ROOT_ERROR = 2.0**-22, 2.0**-22.9
 
 
-def _off(exact: np.ndarray, argument: np.ndarray) -> np.ndarray:
-    """`exact`, off by up to ERROR either way: by the same for the same argument, as a device is."""
+def _off(exact: np.ndarray, argument: np.ndarray, error: float) -> np.ndarray:
+    """`exact`, off by up to `error`: by the same for the same argument, as on a device."""
     scattered = np.ascontiguousarray(argument).view(np.uint32) * np.uint32(2654435761)
     off = scattered.astype(np.float64) / 2.0**31 - 1.0
-    return np.where(exact == 1, exact, (exact * (1.0 + ERROR * off)).astype(np.float32))
+    return np.where(exact == 1, exact, (exact * (1.0 + error * off)).astype(np.float32))
 
 
 def _rough(t: np.ndarray) -> np.ndarray:
     exact = np.exp2(t)
     if exact.dtype != np.float32:
         return exact
-    return np.where(exact < np.finfo(np.float32).tiny, np.float32(0.0), _off(exact, t))
+    return np.where(exact < np.finfo(np.float32).tiny, np.float32(0.0), _off(exact, t, ERROR))
 
 
 def _rough_root(x: np.ndarray) -> np.ndarray:
-    return _off(1 / np.sqrt(x), x)
+    return _off(1 / np.sqrt(x), x, ROOT_ERROR)
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_every_input_family_agrees_with_the_oracle_all_the_same(name: str) -> No
 
 
 @pytest.mark.usefixtures("rough_exponentials")
-@pytest.mark.parametrize("reach", [1.0, 20.0, 60.0])
+@pytest.mark.parametrize("reach", [1.0, 20.0, 50.0])
 def test_softcaps_agree_too(reach: float) -> None:
     """Logits up to the cap and beyond, through both ways to tanh."""
     problem = family("small_random", 3, 4001, ids=2, spec=EVERYTHING)
