@@ -43,7 +43,7 @@ test-triton-versions: $(INSTALLED) ## the kernel tests under other Tritons: TRIT
 VERL := $(VENV)/verl
 test-verl: $(INSTALLED) ## the verl integration against verl 0.9.1 itself
 	test -d $(VERL) || { rm -rf $(VERL).part && $(BIN)/python -m pip install --quiet --no-deps --target $(VERL).part \
-	  verl==0.9.1 antlr4-python3-runtime==4.9.3 attrs codetiming hydra-core jsonschema jsonschema-specifications \
+	  verl==0.9.1 antlr4-python3-runtime==4.9.3 attrs cloudpickle codetiming hydra-core jsonschema jsonschema-specifications \
 	  msgpack omegaconf orjson protobuf pylatexenc pyvers ray referencing rpds-py tensordict torchdata \
 	  && mv $(VERL).part $(VERL); }
 	PYTHONPATH=$(VERL) $(BIN)/python -m pytest tests/integrations/test_verl.py $(PYTEST_ARGS)
