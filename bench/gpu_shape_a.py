@@ -22,6 +22,7 @@ from sdkernels.kernels.statistics import partial_statistics
 from .floor import Products, fastest
 
 REPETITIONS = 7
+SOFTCAP = 30.0
 
 
 def milliseconds(runs: dict[str, Callable[[], object]]) -> dict[str, list[float]]:
@@ -65,12 +66,25 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
     ids = torch.randint(vocab, (tokens,), device="cuda")
     teacher, shared = sd.HiddenTeacher(ht, wt), sd.HiddenTeacher(ht, w.detach())
 
-    def loss(name: str | None, who: sd.HiddenTeacher | None, **more: Any) -> Callable[[], None]:
+    # The same in float16, whose gradients of logits are scaled, and under Gemma's softcap.
+    h16, w16 = (x.detach().half().requires_grad_() for x in (h, w))
+    teacher16 = sd.HiddenTeacher(ht.half(), wt.half())
+    capped = sd.HiddenTeacher(ht, sd.LMHead(wt, softcap=SOFTCAP))
+
+    def loss(
+        name: str | None,
+        who: sd.HiddenTeacher | None,
+        *,
+        hidden: torch.Tensor = h,
+        weight: torch.Tensor = w,
+        softcap: float | None = None,
+        **more: Any,
+    ) -> Callable[[], None]:
         def run() -> None:
-            h.grad = w.grad = None
+            hidden.grad = weight.grad = None
             value, _ = sd.token_loss(
-                h,
-                w,
+                hidden,
+                sd.LMHead(weight, softcap=softcap),
                 lambda s, tok: s.logp + 0.1 * s.entropy if name is None else s[name],
                 targets=ids if name is None else None,
                 teacher=who,
@@ -115,6 +129,10 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
             "kl_teacher_student", teacher, chunk_bytes=2 << 30
         ),
         "kl_teacher_student, shared head": loss("kl_teacher_student", shared),
+        "kl_teacher_student, float16": loss(
+            "kl_teacher_student", teacher16, hidden=h16, weight=w16
+        ),
+        "kl_teacher_student, softcap": loss("kl_teacher_student", capped, softcap=SOFTCAP),
         "kl_student_teacher": loss("kl_student_teacher", teacher),
         "jsd": loss("jsd", teacher, jsd_beta=0.5),
         **floor("floor 6TDV", teacher=False, backward=True),
@@ -126,7 +144,8 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
     }
     times = milliseconds(runs)
     peaks = {name: peak_bytes(run) for name, run in runs.items() if not name.startswith("floor")}
-    h.grad = w.grad = None
+    for leaf in (h, w, h16, w16):
+        leaf.grad = None
     floors = {name: statistics.median(v) for name, v in times.items() if name.startswith("floor")}
     rows, under = {}, ""
     for name, values in times.items():
