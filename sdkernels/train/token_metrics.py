@@ -84,7 +84,8 @@ class TokenMetrics:
         for name in ("entropy", "teacher_entropy"):
             if name in values:
                 decile_N = entropy_deciles(values[name], batch)
-                top_N = (decile_N >= _TOP_DECILE) & (decile_N < DECILES)
+                seen_N = batch.keep_N if name == "entropy" else told(batch)
+                top_N = seen_N & (decile_N >= _TOP_DECILE) & (decile_N < DECILES)
                 self._add(f"{name}_top20", values[name], top_N)
         if "entropy" not in values:
             return
@@ -103,7 +104,7 @@ class TokenMetrics:
 
 def told(batch: MicroBatch) -> Tensor:
     """Counting tokens `[N]` whose teacher had a context: with a verifier's advantage the others
-    count too, and what their teacher says is not the method's.
+    count too, and what their teacher says is not the method's. All tokens of a response or none.
     """
     if batch.teacher is None or batch.signal_N is None:
         return batch.keep_N

@@ -18,15 +18,19 @@ WORDS = [" 7", " wait", " buns", "+", " so"]
 TOKENIZER = SimpleNamespace(all_special_ids=[], decode=lambda ids: WORDS[ids[0] % len(WORDS)])
 
 
-def make_batch(lengths, verdicts, *, skip=0, seed=0):
+def make_batch(lengths, verdicts, *, skip=0, seed=0, told=None):
+    """`told`: which rows have a teacher's context; None for a step without a teacher."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
-    for length, verdict in zip(lengths, verdicts, strict=True):
+    contexts = told or [False] * len(lengths)
+    for length, verdict, has_context in zip(lengths, verdicts, contexts, strict=True):
         ids = torch.randint(0, 50, (length,), generator=generator).tolist()
         rollout = Rollout("a", 0, "", ids, success=verdict)
         counts = [at >= skip for at in range(length)]
-        rows.append(Row(Example("a", []), rollout, [1, 2], weights=[1.0] * length, counts=counts))
-    return collate(rows, 0, torch.device("cpu"), with_teacher=False)
+        row = Row(Example("a", []), rollout, [1, 2], weights=[1.0] * length, counts=counts)
+        row.teacher_prompt_ids = [3, 4] if has_context else None
+        rows.append(row)
+    return collate(rows, 0, torch.device("cpu"), with_teacher=told is not None)
 
 
 def make_stats(batch, seed=0):
@@ -100,14 +104,20 @@ def test_responses_too_short_for_tenths_are_counted():
         assert taken([kept], [type(fields)(long)])[name] == taken(batches[:1], [fields])[name]
 
 
-def test_values_are_those_of_a_loop_over_tokens():
-    batches = [make_batch([12, 30], [True, False]), make_batch([25], [None], skip=3, seed=1)]
+@pytest.mark.parametrize("told", [None, [True, False, True, True]], ids=["bare", "told"])
+def test_values_are_those_of_a_loop_over_tokens(told):
+    """Of the teacher over the tokens of rows where it has a context, of the student over all."""
+    batches = [
+        make_batch([12, 30, 14], [True, False, False], told=told and told[:3]),
+        make_batch([25], [None], skip=3, seed=1, told=told and told[3:]),
+    ]
     stats = [make_stats(batch, seed) for seed, batch in enumerate(batches)]
     sums: dict[str, list[float]] = {}
 
     def note(name, value):
         sums.setdefault(name, []).append(float(value))
 
+    size = 0
     for batch, fields in zip(batches, stats, strict=True):
         low, high = (loop_deciles(batch, fields[f"{who}entropy"]) for who in ("", "teacher_"))
         ids = [token for row in batch.rows for token in row.response_ids]
@@ -116,20 +126,28 @@ def test_values_are_those_of_a_loop_over_tokens():
                 continue
             gap = fields["teacher_logp"][n] - fields["logp"][n]
             kind = KINDS[token_kind(WORDS[ids[n] % len(WORDS)])]
-            verdict = batch.rows[batch.row_N[n]].rollout.success
+            row = batch.rows[batch.row_N[n]]
+            verdict = row.rollout.success
+            size += 1
+            note("entropy", fields["entropy"][n])
+            for name in KINDS:
+                note(f"{name}_share", name == kind)
+            if low[n] >= 8:
+                note("entropy_top20", fields["entropy"][n])
+            note(f"entropy_by_entropy_decile {low[n]}", fields["entropy"][n])
+            if told and row.teacher_prompt_ids is None:
+                continue
+            for name in ("kl_teacher_student", "teacher_entropy", "direction"):
+                note(name, fields[name][n])
             note("gap", gap)
             note("gap_abs", abs(gap))
             note("gap_negative_share", gap < 0)
             note("push_share", fields["direction"][n] < 0)
             note(f"kl_{kind}", fields["kl_teacher_student"][n])
             note(f"gap_abs_{kind}", abs(gap))
-            for name in KINDS:
-                note(f"{name}_share", name == kind)
             if verdict is not None:
                 note(f"gap_{'correct' if verdict else 'wrong'}", gap)
                 note(f"gap_negative_share_{'correct' if verdict else 'wrong'}", gap < 0)
-            if low[n] >= 8:
-                note("entropy_top20", fields["entropy"][n])
             if high[n] >= 8:
                 note("teacher_entropy_top20", fields["teacher_entropy"][n])
             note(f"gap_by_entropy_decile {low[n]}", gap)
@@ -139,7 +157,8 @@ def test_values_are_those_of_a_loop_over_tokens():
         key, _, at = name.partition(" ")
         found = values[key][int(at)] if at else values[key]
         assert found == pytest.approx(sum(entries) / len(entries), rel=1e-5), name
-    assert values["num_tokens"] == len(sums["gap"]) == 64
+    assert values["num_tokens"] == size == 78
+    assert len(sums["gap"]) == (48 if told else 78)
     means = values["entropy_by_entropy_decile"]
     assert means == sorted(means)
 
@@ -181,3 +200,18 @@ def test_unjudged_rollouts_are_neither_correct_nor_wrong():
     masks = by_verdict(make_batch([2, 3, 4], [True, None, False]))
     assert masks["correct"].tolist() == [True] * 2 + [False] * 7
     assert masks["wrong"].tolist() == [False] * 5 + [True] * 4
+
+
+def test_what_a_teacher_without_a_context_says_is_not_counted():
+    """With a verifier's advantage its tokens are in the loss all the same."""
+    batch = make_batch([12, 14], [True, True], told=[True, False])
+    fields = make_stats(batch)
+    unknown = torch.where(batch.row_N == 1, torch.nan, 1.0)
+    spoiled = {n: v * unknown for n, v in fields.items() if n not in ("entropy", "logp")}
+    assert taken([batch], [type(fields)(fields | spoiled)]) == taken([batch], [fields])
+
+
+def test_a_response_without_a_token_is_not_a_long_one():
+    batches = [make_batch([5], [True]), make_batch([5], [True], skip=5)]
+    values = taken(batches, [make_stats(batch) for batch in batches])
+    assert values["short_response_share"] == 1.0
