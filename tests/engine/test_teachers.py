@@ -198,3 +198,18 @@ def test_logits_are_left_as_they_are() -> None:
     everything(sd.LogitsTeacher(logits), temperature=0.5)
     sd.token_stats(HIDDEN, WEIGHT, teacher=sd.LogitsTeacher(logits.float()))
     assert torch.equal(logits, LOGITS)
+
+
+def test_ids_of_a_list_must_lie_in_the_valid_vocabulary() -> None:
+    head = sd.LMHead(WEIGHT, valid_vocab=6)
+    teacher = sd.TopKTeacher(torch.tensor([[1, 7]] * T), SERVED.values[:, :2])
+    with pytest.raises(ValueError, match=r"teacher.ids: ids span 1..7.*0..5"):
+        sd.token_stats(HIDDEN, head, teacher=teacher)
+
+
+def test_logits_have_their_own_temperature() -> None:
+    stats = sd.token_stats(
+        HIDDEN, WEIGHT, teacher=sd.LogitsTeacher(LOGITS), temperature=0.7, teacher_temperature=1.3
+    )
+    log_t = (LOGITS / 1.3).log_softmax(-1)
+    assert_exact(stats.teacher_entropy, -(log_t.exp() * log_t).sum(-1))

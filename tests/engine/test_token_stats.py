@@ -242,6 +242,15 @@ def test_teacher_logits_and_targets_changed_before_backward_are_noticed() -> Non
             (stats.kl_teacher_student + stats.logp).sum().backward()
 
 
+def test_a_changed_list_of_a_teacher_is_noticed() -> None:
+    hidden = torch.randn(2, 4, requires_grad=True)
+    teacher = sd.TopKTeacher(torch.tensor([[1, 2], [3, 4]]), torch.full((2, 2), -1.0))
+    stats = sd.token_stats(hidden, torch.randn(9, 4), teacher=teacher)
+    teacher.ids.fill_(0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stats.kl_teacher_student.sum().backward()
+
+
 def test_gradcheck() -> None:
     """The analytic gradients against finite differences, independent of any oracle."""
     problem = make_problem((2,), D=3, V=5, topk=2, softcap=3.0, temperature=1.2)

@@ -74,3 +74,16 @@ def test_schmitt_refuses(settings: dict[str, float], message: str) -> None:
         Schmitt(**settings)
     with pytest.raises(ValueError, match="entropy=nan"):
         Schmitt().update(math.nan)
+
+
+def test_schmitt_stays_on_at_the_threshold_itself() -> None:
+    gate = warmed(2.0, off_ratio=0.5, on_ratio=1.0, warmup_steps=1)
+    assert gate.update(1.0)
+    assert not gate.update(0.999)
+
+
+def test_schmitt_does_not_take_its_state_along() -> None:
+    gate = warmed(1.0, warmup_steps=3)
+    state = gate.state_dict()
+    gate.update(2.0)
+    assert state == {"is_on": True, "warmup_nats": [1.0]}

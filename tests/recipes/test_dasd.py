@@ -4,6 +4,8 @@ from typing import Any
 import pytest
 import torch
 from recipes.world import (
+    C,
+    V,
     World,
     check,
     make_world,
@@ -385,3 +387,27 @@ def test_the_direction_for_the_logs_is_the_guarded_one() -> None:
         world = two_way_world(p, 0.9, tau=0.0, sigma=1e-3)
         acted = recipe.direction(plain_stats(world, {}), Tokens(world.tokens))
         assert acted.item() == pytest.approx(expected)
+
+
+def test_a_strength_is_the_ceilings_alone() -> None:
+    world = make_world()
+    cold = world.having(strength=torch.zeros(C, dtype=torch.float64))
+    plain, ceiling = recipes.get("dasd"), recipes.get("dasd", push_ceiling=1.5)
+    torch.testing.assert_close(run_engine(plain, cold), run_engine(plain, world))
+    assert run_engine(ceiling, cold)[0] != run_engine(ceiling, world)[0]
+
+
+def test_a_top_k_of_the_whole_vocabulary_leaves_nothing_for_the_rest() -> None:
+    """Both models give the bucket of the rest no mass: log 0 - log 0 is no gap."""
+    recipe = recipes.get("dasd", form="logit_level", topk=V)
+    for part in run_plain(recipe, make_world()):
+        assert part.isfinite().all()
+
+
+def test_a_token_without_direction_may_have_an_infinite_divergence() -> None:
+    recipe = recipes.get("dasd", form="full_vocab")
+    world = make_world().having(signal=torch.zeros(C))
+    fields = dict(plain_stats(world, recipe.engine).items())
+    fields["kl_teacher_student"] = torch.full((C,), math.inf, dtype=torch.float64)
+    loss_C = recipe.loss_fn(sd.TokenStats(fields), Tokens(world.tokens))
+    assert loss_C.isfinite().all()

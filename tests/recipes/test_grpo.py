@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from recipes.world import (
+    C,
     World,
     check,
     make_world,
@@ -94,3 +95,12 @@ def test_the_teacher_is_needed_for_the_penalty_only() -> None:
 def test_the_reference_model_of_the_penalty_sees_the_bare_question() -> None:
     assert recipes.get("grpo").context is None
     assert recipes.get("grpo", kl_weight=0.1).context == ("none", {})
+
+
+def test_the_sampled_penalty_of_a_banned_token_is_bounded() -> None:
+    recipe = recipes.get("grpo", kl_weight=1.0, kl_form="k3")
+    world = make_world().having(adv=torch.zeros(C, dtype=torch.float64))
+    world.teacher_CV[torch.arange(C), world.y_C] = -1e4
+    loss = run_engine(recipe, world)[0]
+    bound = math.expm1(-20.0) + 20.0
+    assert loss.item() == pytest.approx(bound * world.tokens["weight"].sum().item())

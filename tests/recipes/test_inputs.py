@@ -163,3 +163,8 @@ def test_bad_scale_and_eps() -> None:
         group_advantages(torch.ones(1, 2), scale="stdev")
     with pytest.raises(ValueError, match="eps=-1"):
         group_advantages(torch.ones(1, 2), eps=-1)
+
+
+def test_small_differences_of_large_rewards_count() -> None:
+    rewards = torch.tensor([[1e9, 1e9 + 1]], dtype=torch.float64)
+    assert group_advantages(rewards, scale="none").tolist() == [[-0.5, 0.5]]

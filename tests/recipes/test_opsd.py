@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from recipes.world import (
+    C,
     World,
     check,
     make_world,
@@ -122,3 +123,13 @@ def test_on_the_sampled_token_it_is_a_policy_gradient_towards_the_teacher() -> N
     assert (recipe.config["beta"], recipe.config["entry_clip"]) == (1.0, None)
     with pytest.raises(ValueError, match=r"beta=0.5 has no effect with support='sampled'"):
         recipes.get("opsd", support="sampled", beta=0.5)
+
+
+def test_a_token_that_the_teacher_bans_moves_the_sampled_form_by_a_bounded_step() -> None:
+    world = make_world()
+    world.teacher_CV[torch.arange(C), world.y_C] = -1e4
+
+    def formula(w: World) -> Tensor:
+        return 20.0 * w.at_y(w.student_logp(1.1))
+
+    check(recipes.get("opsd", support="sampled"), formula, world)

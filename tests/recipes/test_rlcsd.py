@@ -111,3 +111,13 @@ def test_a_batch_of_one_kind_of_token() -> None:
         sd.TokenStats(plain_stats(world, {}).__dict__), Tokens(world.tokens)
     )
     assert (value.tolist(), counts.tolist()) == ([0.0], [True])
+
+
+def test_tokens_without_any_contrast_are_not_selected() -> None:
+    """threshold=0 takes all tokens that move at all."""
+    world = two_way_world(0.5, 0.9, adv=1.0, batch_mean=0.5)
+    world.tokens["second_teacher_logp"] = world.at_y(world.teacher_logp())
+    unmoved, weighed_up = (
+        run_plain(recipes.get("rlcsd", threshold=0.0, eta=eta), world)[0] for eta in (1.0, 5.0)
+    )
+    assert unmoved == weighed_up != 0

@@ -38,6 +38,7 @@ def test_defaults_fill_in_what_is_not_given() -> None:
         ("cap", float("inf"), "a number >= 0, or None for off"),
         ("count", 0, "a whole number >= 1"),
         ("count", 2.5, "a whole number >= 1"),
+        ("count", True, "a whole number >= 1"),
         ("exact", 1, "True or False"),
     ],
 )

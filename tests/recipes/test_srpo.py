@@ -4,10 +4,12 @@ import pytest
 import torch
 from recipes.test_sdpo import jsd, on_support, weight
 from recipes.world import (
+    C,
     World,
     check,
     make_world,
     plain_stats,
+    run_engine,
     run_plain,
     surrogate,
     two_way_world,
@@ -108,3 +110,9 @@ def test_the_mean_is_that_of_distilled_tokens() -> None:
     expected = world.tokens["success"] == 0
     expected[2] = False
     assert torch.equal(counts, expected)
+
+
+def test_weights_that_are_all_0_are_not_normalised() -> None:
+    zero = torch.zeros(C, dtype=torch.float64)
+    for part in run_engine(recipes.get("srpo"), make_world().having(batch_mean=zero)):
+        assert part.isfinite().all()

@@ -4,27 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from helpers.train_rows import CPU, row
 
-from sdkernels.contexts import Example, Rollout
-from sdkernels.train.batch import Row, collate, mask_rows, set_weights
+from sdkernels.train.batch import collate, mask_rows, set_weights
 from sdkernels.train.records import row_columns
 from sdkernels.train.sides import check_same_responses
-
-CPU = torch.device("cpu")
-
-
-def row(prompt, response, teacher=None, **changes):
-    rollout = Rollout("a", 0, "", response, truncated=changes.pop("truncated", False))
-    kept = changes.pop("counts", [True] * len(response))
-    return Row(
-        Example("a", []),
-        rollout,
-        prompt,
-        teacher_prompt_ids=teacher,
-        counts=kept,
-        weights=[0.5 * keep for keep in kept],
-        **changes,
-    )
 
 
 def test_the_index_points_at_the_state_before_each_response_token():
@@ -98,3 +82,34 @@ def test_rollouts_that_repeat_each_other_are_rows_of_their_own():
     batch = collate(rows, 99, CPU, with_teacher=False)
     columns = row_columns(batch, {"logp": torch.arange(4.0)}, batch.rows[1])
     assert columns["logp"].tolist() == [2.0, 3.0]
+
+
+def test_skipped_first_tokens_and_those_before_the_error_may_be_the_same():
+    rows = [row([1], [10, 11, 12, 13, 14], [2], error_start=start) for start in (0, 1, 3)]
+    mask = mask_rows(rows, need_teacher=True, skip_truncated=False, skip_first=2)
+    assert mask.int().tolist() == [[0, 0, 1, 1, 1], [0, 0, 1, 1, 1], [0, 0, 0, 1, 1]]
+
+
+def test_only_what_was_verified_is_a_success():
+    rows = [row([1], [10], [2]) for _ in range(3)]
+    for each, verdict in zip(rows, (True, False, None), strict=True):
+        each.rollout.success = verdict
+    assert collate(rows, 99, CPU, with_teacher=True).success_N.tolist() == [1, 0, 0]
+
+
+def test_a_teacher_with_the_students_prompt_has_a_context():
+    """As `none` has: no context is another thing than one that says nothing."""
+    rows = [row([1, 2], [10], [1, 2]), row([1, 2], [11], None)]
+    assert collate(rows, 99, CPU, with_teacher=True).signal_N.tolist() == [1, 0]
+
+
+def test_contrasting_prompts_belong_to_the_rows_that_are_left():
+    rows = [
+        row([1], [10, 11], [2], counts=[False, False], negative_prompt_ids=[[5], [6]]),
+        row([1], [12], [2]),
+        row([1], [13, 14], [2], negative_prompt_ids=[[7]]),
+    ]
+    (negative,) = collate(rows, 99, CPU, with_teacher=True).negatives
+    assert negative.token_n.tolist() == [1, 2]
+    assert negative.side.input_ids.tolist() == [[7, 13, 14]]
+    assert collate(rows, 99, CPU, with_teacher=False).negatives == []

@@ -1,13 +1,15 @@
-"""What recipes need of a whole optimisation step, in trainers with fixed responses."""
+"""What recipes need of a whole optimisation step, in trainers with fixed responses and alone."""
 
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from sdkernels.train.method_passes import MethodPasses
 from sdkernels.train.rollout import Sample
 from sdkernels.train.teacher_passes import TeacherPasses
 from sdkernels.train.trainer import SelfDistillTrainer
@@ -194,3 +196,33 @@ def test_rollouts_of_one_and_a_few_tokens_have_no_direction(make_trainer, monkey
     (line,) = trainer.metrics_log.read()
     assert (line["direction"], line["push_share"]) == (0.0, 0.0)
     assert line["grad_norm"] > 0
+
+
+def step_of(*sums: list[float], too_hot=False, over_ranks=lambda own: own, schedule=None):
+    """Micro-batches after `prepare`, by the sum and the weight of their quantity."""
+    started = []
+    step_loss = SimpleNamespace(
+        recipe=SimpleNamespace(batch_quantity=object(), schedule=schedule),
+        switches=SimpleNamespace(too_hot=too_hot, start_step=lambda: started.append(1)),
+        quantity=lambda batch, timers: torch.tensor(batch.sums),
+    )
+    batches = [SimpleNamespace(sums=pair) for pair in sums]
+    passes = MethodPasses(step_loss, lambda function: function(None), over_ranks)
+    passes.prepare(batches, 4, None)
+    assert started == [1]  # what an abandoned step left is forgotten
+    return batches
+
+
+def test_the_batch_mean_is_that_of_all_ranks():
+    batches = step_of([3.0, 1.0], [1.0, 3.0], over_ranks=lambda own: own + torch.tensor([8.0, 4.0]))
+    assert [batch.batch_mean for batch in batches] == [1.5, 1.5]
+
+
+def test_a_step_of_nothing_has_no_batch_mean():
+    assert [batch.batch_mean for batch in step_of([0.0, 0.0])] == [None]
+
+
+@pytest.mark.parametrize(("too_hot", "strength"), [(False, 0.5), (True, 0.0)])
+def test_a_step_that_is_too_hot_has_no_strength(too_hot, strength):
+    (batch,) = step_of([1.0, 1.0], too_hot=too_hot, schedule=lambda step: 1 - step / 8)
+    assert batch.strength == strength

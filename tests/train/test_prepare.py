@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.chat_templates import QWEN3
@@ -184,10 +186,13 @@ def test_negatives_of_the_contrasting_teacher(build, make_problems, tokenizer):
 
 
 class Writer:
-    """Quotes the answer of wrong responses as their error."""
+    """Quotes a part of wrong responses as their error."""
+
+    def __init__(self, quote="4 cut"):
+        self.quote = quote
 
     def write(self, prompts):
-        return ["<quote>4 cut</quote><why>count again</why>"] * len(prompts)
+        return [f"<quote>{self.quote}</quote><why>count again</why>"] * len(prompts)
 
 
 def test_a_wrong_response_counts_from_its_error_on(build, make_problems):
@@ -249,3 +254,75 @@ def test_a_misspelt_switch_of_either_side_is_named(build, make_problems, monkeyp
         build(examples, texts, chat_template_kwargs=right, teacher_chat_template_kwargs=wrong)
     with pytest.raises(ValueError, match=r"^chat_template_kwargs=.*'enable_thinkng'"):
         build(examples, texts, chat_template_kwargs=wrong)
+
+
+def test_an_error_at_the_very_beginning_leaves_nothing_out(build, make_problems):
+    builder, rows, _ = build(
+        make_problems(1),
+        ["Answer: 3", "Answer: 4 cut"],
+        recipe="rosd",
+        context="self_reflection",
+        services=Services(writer=Writer("Answer: 4")),
+    )
+    assert rows[1].teacher_prompt_ids is not None
+    assert builder.mask(rows)[1].sum() == len(rows[1].response_ids)
+
+
+@pytest.mark.parametrize(("aggregation", "items"), [("token_mean", 5), ("sequence_mean", 2)])
+def test_the_denominator_counts_what_has_a_token(build, make_problems, aggregation, items):
+    builder, _, _ = build(make_problems(1), ["a", "b"], aggregation=aggregation)
+    mask = torch.tensor([[1, 1, 1, 0], [0, 0, 0, 0], [0, 1, 1, 0]]).bool()
+    assert builder.num_items(mask) == items
+
+
+def test_every_setting_of_sampling_arrives(make_config):
+    settings = {"temperature": 0.9, "top_p": 0.8, "top_k": 7, "min_p": 0.1}
+    settings |= {"repetition_penalty": 1.2}
+    config = make_config(
+        max_completion_length=50, generation_kwargs={"no_repeat_ngram_size": 3}, **settings
+    )
+    sampling = sampling_of(config)
+    assert {name: getattr(sampling, name) for name in settings} == settings
+    assert sampling.max_new_tokens == 50
+    assert sampling.extra == {"no_repeat_ngram_size": 3}
+    assert sampling_of_evaluation(config) == sampling
+
+
+def test_a_prompt_may_fill_the_window_exactly(build, make_problems):
+    (example,) = make_problems(1)
+    builder, _, _ = build([example], ["a", "b"], context="reference_solution", recipe="sdft")
+    builder.window = 10 + builder.config.max_completion_length
+    builder._check_window(example, 10, "prompt")
+    with pytest.raises(ValueError, match="its prompt of 11 tokens"):
+        builder._check_window(example, 11, "prompt")
+
+
+def test_a_context_needs_room_for_a_token(make_config):
+    config = make_config(max_prompt_length=100, max_completion_length=50)
+    assert context_limit(config, 100 + 50 + 128 + 1) == 1
+    with pytest.raises(ValueError, match="leave no room"):
+        context_limit(config, 100 + 50 + 128)
+
+
+def test_without_a_teacher_too_a_prompt_needs_room_for_its_response(build, make_problems):
+    builder, _, _ = build(make_problems(1), ["a", "b"], recipe="grpo", context="none")
+    builder.check(make_problems(1))
+    builder.window = builder.config.max_completion_length + 3
+    with pytest.raises(ValueError, match=r"add-0.*its prompt of \d+ tokens"):
+        builder.check(make_problems(1))
+
+
+def test_a_recipe_that_looks_for_successes_needs_answers(build, make_problems):
+    (example,) = make_problems(1)
+    services = Services(writer=Writer())
+    settings = {"recipe": "rosd", "context": "self_reflection", "services": services}
+    builder, _, _ = build([example], ["Answer: 3", "b"], **settings)
+    with pytest.raises(ValueError, match=r"recipe 'rosd'.*answer"):
+        builder.check([replace(example, answer=None)])
+
+
+def test_an_answer_of_an_unknown_kind_is_refused_before_the_first_step(build, make_problems):
+    (example,) = make_problems(1)
+    builder, _, _ = build([example], ["a", "b"], recipe="sdft", context="reference_solution")
+    with pytest.raises(ValueError, match="riddle"):
+        builder.check([replace(example, task="riddle")])

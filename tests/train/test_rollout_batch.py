@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdkernels.contexts import Rollout
+from sdkernels.contexts import Example, Rollout
 from sdkernels.train.batch import Row
 from sdkernels.train.errors import CheckpointError
 from sdkernels.train.rollout_batch import (
@@ -99,3 +99,16 @@ def test_what_cannot_be_resumed_is_refused(make_problems, tmp_path):
         load_rollouts(tmp_path, examples, rank=0, num_ranks=1, accumulation=2)
     with pytest.raises(CheckpointError, match="example 'add-0' is not in the dataset any more"):
         load_rollouts(tmp_path, examples[1:], rank=0, num_ranks=2, accumulation=2)
+
+
+def test_examples_of_one_id_are_told_by_their_prompts(tmp_path):
+    examples = [Example("same", [{"role": "user", "content": text}]) for text in ("one?", "two?")]
+    save_rollouts(tmp_path, batch_of(examples), 0, 1)
+    loaded = load_rollouts(tmp_path, examples, rank=0, num_ranks=1, accumulation=2)
+    assert [row.example for row in loaded.rows] == examples
+
+
+def test_fewer_examples_than_a_block_are_enough_for_a_step():
+    order = list(RepeatedBlocks(3, block=4, step=2, repeats=2, seed=1))
+    assert len(order) == 4
+    assert order[:2] == order[2:]

@@ -130,3 +130,10 @@ def test_peak_memory_goes_up_and_can_be_reset():
     assert peak_memory_bytes() - before > 48 << 20
     reset_peak_memory()
     assert peak_memory_bytes() > 1 << 20
+
+
+def test_counts_over_ranks_are_exact():
+    one = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda tensor, reduction: tensor)
+    metrics = StepMetrics()
+    metrics.add("num_tokens", 1_000_003)
+    assert metrics.take(one)["num_tokens"] == 1_000_003

@@ -81,3 +81,16 @@ def test_rows_without_signal_weigh_nothing(make_trainer, make_model, tokenizer, 
     assert [line["loss"] for line in lines(trainer)] == [0.0, 0.0]
     assert [line["gap"] for line in lines(trainer)] == [None, None]
     assert largest_difference(before, weights(model)) == 0.0
+
+
+def test_the_logged_direction_is_the_one_that_acted(make_trainer):
+    """Without a gate AntiSD pushes every token."""
+    trainer = make_trainer(
+        recipe="antisd",
+        recipe_args={"gated": False},
+        context="reference_solution",
+        max_steps=1,
+    )
+    trainer.train()
+    (line,) = lines(trainer)
+    assert (line["direction"], line["push_share"]) == (-1.0, 1.0)
