@@ -20,9 +20,10 @@ from sdkernels.train.forward import run_inside_forward
 class FusedSFTTrainer(Trainer):
     """`Trainer` whose loss is the mean of -log S(label) - entropy_bonus * H(S) over labels.
 
-    Logs `logprob` and `entropy` (means over labels since the last log line, nats). The loss runs
-    inside the wrapped model's forward, so DDP and FSDP2 see it. With `compute_metrics`, evaluation
-    uses the model's own forward, since metrics read logits; the loss is the same there.
+    Logs `logprob` and `entropy` (means over labels since the last log line, nats; with the prefix
+    of its metrics for an evaluation). The loss runs inside the wrapped model's forward, so DDP and
+    FSDP2 see it. With `compute_metrics`, evaluation uses the model's own forward, since metrics
+    read logits; the loss is the same there.
 
     Args:
         entropy_bonus: factor of the entropy, nats per nat; 0 is plain fine-tuning.
@@ -130,22 +131,38 @@ class FusedSFTTrainer(Trainer):
             loss = self.compute_loss(model, inputs, num_items_in_batch=count)
         return loss.detach(), None, None
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Start the sums anew: `predict` comes through here too, and logs none."""
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> Any:
+        """Add `<prefix>_logprob` and `<prefix>_entropy` to the metrics, `predict`'s too."""
         self._sums["eval"] = []
-        return super().evaluation_loop(*args, **kwargs)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
+        output.metrics.update(self._means("eval", f"{metric_key_prefix}_"))
+        return output
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add `logprob` and `entropy`, means over the labels since the last line."""
-        kind = "eval" if any(name.startswith("eval_") for name in logs) else "train"
-        found, self._sums[kind] = self._sums[kind], []
-        # Every process logs at the same steps, so this collective call is matched.
-        if found:
-            logp, entropy, labels = self.accelerator.reduce(torch.stack(found).sum(0)).tolist()
-            prefix = "eval_" if kind == "eval" else ""
-            logs[f"{prefix}logprob"] = logp / max(labels, 1.0)
-            logs[f"{prefix}entropy"] = entropy / max(labels, 1.0)
+        """Add `logprob` and `entropy`, means over the labels since the last line of training."""
+        # The lines of steps and of the end; any prefix may stand before an evaluation's names.
+        if "loss" in logs or "total_flos" in logs:
+            logs.update(self._means("train", ""))
         super().log(logs, *args, **kwargs)
+
+    def _means(self, kind: str, prefix: str) -> dict[str, float]:
+        """Means over the labels since the last call, of all processes."""
+        found, self._sums[kind] = self._sums[kind], []
+        # Every process logs and evaluates at the same steps, so this collective call is matched.
+        if not found:
+            return {}
+        logp, entropy, labels = self.accelerator.reduce(torch.stack(found).sum(0)).tolist()
+        count = max(labels, 1.0)
+        return {f"{prefix}logprob": logp / count, f"{prefix}entropy": entropy / count}
 
 
 def _shifted(labels_BL: Tensor) -> tuple[Tensor, Tensor]:
