@@ -116,10 +116,11 @@ class LigerFusedLinearCrossEntropyLoss(nn.Module):
         else:
             loss, stats = token_loss(_input, head, self._per_token, tokens=tokens, **settings)
         if self.label_smoothing:
-            smooth_T = self._sums_of_logits(lin_weight, _input, bias) * -tokens["smooth"]
+            # A coefficient of 0 would not do: 0 * NaN is NaN, in the weight's gradient too.
+            kept_TD = _input.masked_fill(~mask_T[:, None], 0.0)
+            smooth_T = self._sums_of_logits(lin_weight, kept_TD, bias) * -tokens["smooth"]
             if self.use_token_scaling:
                 smooth_T = smooth_T * stats.logp.detach().exp()
-            smooth_T = smooth_T.masked_fill(~mask_T, 0.0)
             loss = loss + (smooth_T if self.reduction == "none" else smooth_T.sum())
         if not (self.return_z_loss or wants_ids):
             return loss

@@ -100,10 +100,20 @@ def test_the_mean_is_torch_s() -> None:
     torch.testing.assert_close(Ours(ce_weight=WEIGHT, **options)(**inputs), expected)
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
-def test_other_outputs(reduction: str) -> None:
-    settings: dict[str, Any] = {"lse_square_scale": 0.1, "reduction": reduction}
+def test_other_outputs(reduction: str, scaled: bool) -> None:
+    settings: dict[str, Any] = {
+        "lse_square_scale": 0.1,
+        "reduction": reduction,
+        "use_token_scaling": scaled,
+    }
     inputs = problem()
+    logits = inputs["_input"] @ inputs["lin_weight"].T + inputs["bias"]
+    kept = inputs["target"] != -100
+    best = logits.argmax(-1).masked_fill(~kept, -1)
+    hits = kept & (torch.arange(T) % 2 == 0)
+    inputs["target"] = torch.where(hits, best, inputs["target"])
     found = Ours(
         return_z_loss=True, return_token_accuracy=True, return_predicted_tokens=True, **settings
     )(**inputs)
@@ -111,14 +121,11 @@ def test_other_outputs(reduction: str) -> None:
     loss, z = reference(settings, inputs)
     torch.testing.assert_close(found.loss, loss)
     torch.testing.assert_close(found.z_loss, z.detach())
-    logits = inputs["_input"] @ inputs["lin_weight"].T + inputs["bias"]
-    kept = inputs["target"] != -100
-    best = logits.argmax(-1).masked_fill(~kept, -1)
-    assert found.predicted_tokens.equal(best)
-    hits = ((best == inputs["target"]) & kept).float()
-    expected = hits if reduction == "none" else hits.sum() / kept.sum()
-    torch.testing.assert_close(found.token_accuracy, expected)
     assert not found.z_loss.requires_grad
+    assert found.predicted_tokens.equal(best)
+    assert 0 < hits.sum() < kept.sum() < T
+    expected = hits.float() if reduction == "none" else hits.sum() / kept.sum()
+    torch.testing.assert_close(found.token_accuracy, expected)
 
 
 def test_outputs_that_were_not_asked_for_are_none() -> None:
@@ -136,6 +143,61 @@ def test_no_label_gives_zero(settings: dict[str, Any]) -> None:
     loss.backward()
     assert loss == 0
     assert inputs["lin_weight"].grad.abs().max() == 0
+    assert Ours(return_token_accuracy=True, **settings)(**inputs).token_accuracy == 0
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"label_smoothing": 0.2},
+        {"label_smoothing": 0.2, "ce_weight": WEIGHT, "use_token_scaling": True},
+    ],
+    ids=lambda settings: " ".join(settings),
+)
+def test_left_out_tokens_may_hold_anything(settings: dict[str, Any], reduction: str) -> None:
+    upstream = torch.linspace(-1, 2, T).double() if reduction == "none" else torch.tensor(0.7)
+    found = []
+    for held in (0.0, torch.nan, torch.inf):
+        inputs = problem()
+        with torch.no_grad():
+            inputs["_input"][inputs["target"] == -100] = held
+        loss = Ours(**settings, reduction=reduction)(**inputs)
+        (loss * upstream).sum().backward()
+        found.append([loss, *(inputs[name].grad for name in ("lin_weight", "_input", "bias"))])
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+def test_another_label_that_is_left_out() -> None:
+    inputs = problem()
+    expected = Ours()(**inputs)
+    inputs["target"] = inputs["target"].masked_fill(inputs["target"] == -100, V + 3)
+    torch.testing.assert_close(Ours(ignore_index=V + 3)(**inputs), expected)
+
+
+def test_small_class_weights_are_divided_by_their_sum() -> None:
+    settings = {"ce_weight": 0.01 * WEIGHT}
+    torch.testing.assert_close(Ours(**settings)(**problem()), reference(settings, problem())[0])
+
+
+@pytest.mark.parametrize("class_weight", [None, WEIGHT.float()], ids=["plain", "weighted"])
+def test_smoothing_in_bfloat16(class_weight: torch.Tensor | None) -> None:
+    inputs = {
+        name: value.detach().bfloat16() if value.is_floating_point() else value
+        for name, value in problem().items()
+    }
+    exact = {
+        name: value.double() if value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    settings = {"label_smoothing": 0.3, "ce_weight": class_weight}
+    loss = Ours(**settings)(**inputs)
+    wide = None if class_weight is None else class_weight.double()
+    expected, _ = reference(settings | {"ce_weight": wide}, exact)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-2)
 
 
 def test_signatures_are_liger_s() -> None:
