@@ -83,6 +83,15 @@ def test_other_outputs_are_the_models() -> None:
     torch.testing.assert_close(as_tuple[0], found.loss)
 
 
+def test_attentions_are_the_models() -> None:
+    model = tiny_causal_lm(attn_implementation="eager").train()
+    expected = model(**inputs(output_attentions=True)).attentions
+    with sd.patch(model):
+        found = model(**inputs(output_attentions=True)).attentions
+    assert len(found) == 2
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_head_is_not_applied(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_causal_lm().train()
     calls = calls_of(model.lm_head, monkeypatch)
@@ -140,6 +149,23 @@ def test_undo() -> None:
     assert isinstance(model(**inputs()).logits, torch.Tensor)
 
 
+def test_undo_gives_back_a_forward_of_the_instance() -> None:
+    """accelerate and quantisers put one there."""
+    model = tiny_causal_lm().train()
+    calls: list[int] = []
+    original = model.forward
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    model.forward = own
+    sd.patch(model)()
+    assert model.forward is own
+    model(**inputs())
+    assert calls == [1]
+
+
 def test_undo_reaches_through_what_wrapped_the_forward_since() -> None:
     model = tiny_causal_lm().train()
     undo = sd.patch(model)
@@ -191,7 +217,10 @@ def test_tuples_by_the_config() -> None:
     expected = model(**inputs()).loss
     model.config.return_dict = False
     sd.patch(model)
-    assert model(**inputs())[0].item() == pytest.approx(expected.item())
+    found = model(**inputs())
+    assert isinstance(found, tuple)
+    assert found[0].item() == pytest.approx(expected.item())
+    assert not isinstance(model(**inputs(return_dict=True)), tuple)
 
 
 def test_no_label_gives_zero() -> None:
@@ -238,3 +267,12 @@ def test_models_that_are_refused() -> None:
         sd.patch(experts)
     with pytest.raises(TypeError, match="no base_model"):
         sd.patch(tiny_causal_lm().model)
+
+
+def test_experts_below_a_multimodal_model_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_causal_lm()
+    text = copy.copy(model.config)
+    text.output_router_logits = True
+    monkeypatch.setattr(type(model.config), "get_text_config", lambda self: text)
+    with pytest.raises(ValueError, match="output_router_logits=True"):
+        sd.patch(model)

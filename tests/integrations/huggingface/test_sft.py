@@ -281,6 +281,14 @@ def loss_of(trainer: Any, labels: torch.Tensor, **more: Any) -> torch.Tensor:
     return trainer.compute_loss(trainer.model, {"input_ids": ids, "labels": labels}, **more)
 
 
+def test_a_loss_outside_an_evaluation_does_not_count_in_it(tmp_path: Path) -> None:
+    trainer = FusedSFTTrainer(
+        model=tiny_causal_lm().eval(), args=arguments(tmp_path), eval_dataset=rows(6)
+    )
+    loss_of(trainer, torch.stack([row["labels"] for row in rows(2)]))
+    assert trainer.evaluate()["eval_logprob"] == means(trainer.model, rows(6))[0]
+
+
 def test_without_a_count_the_loss_is_the_mean(tmp_path: Path) -> None:
     trainer = FusedSFTTrainer(model=tiny_causal_lm(), args=arguments(tmp_path))
     labels = torch.stack([row["labels"] for row in rows(2)])

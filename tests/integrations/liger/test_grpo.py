@@ -10,6 +10,7 @@ import torch
 from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss as Theirs
 
 from sdkernels.integrations.liger import LigerFusedLinearGRPOLoss as Ours
+from sdkernels.integrations.liger import policy
 from sdkernels.integrations.liger.policy import CLIPPED, LOSS_TYPES
 
 B, L, D, V = 3, 7, 12, 31
@@ -128,6 +129,48 @@ def test_tokens_of_the_step(items: Any) -> None:
     agree({"loss_type": "cispo"}, problem(old=True) | {"num_items_in_batch": items})
 
 
+@pytest.mark.parametrize("items", [None, 40], ids=str)
+def test_the_denominator_is_that_of_all_ranks(items: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are averaged over ranks: each divides by the step's tokens per rank."""
+    inputs = problem(old=True)
+    alone = Ours(beta=0.0)(**inputs)[0]
+    monkeypatch.setattr(policy.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(policy.dist, "get_world_size", lambda: 2)
+    # The other rank has 18 tokens.
+    monkeypatch.setattr(policy.dist, "all_reduce", lambda total: total.add_(18))
+    tokens = int(inputs["attention_mask"].sum())
+    found = Ours(beta=0.0)(**inputs, num_items_in_batch=items)[0]
+    per_rank = ((tokens + 18) if items is None else items) / 2
+    torch.testing.assert_close(found, alone * tokens / per_rank)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shift", "correction"),
+    [
+        # Factors so flat that clipped ratios show: k small, lambda at its floor.
+        ({"vespo_k_pos": 0.01, "vespo_lambda_pos": 0.0}, [-30.0, 12.0, 12.0], None),
+        ({"vespo_k_pos": 0.01, "vespo_lambda_pos": 0.0}, [-15.0, -15.0, -15.0], None),
+        ({"vespo_k_pos": 0.01, "vespo_lambda_pos": -1.0}, [0.0], None),
+        ({"vespo_k_pos": 0.01, "vespo_lambda_pos": 0.0}, [0.0], [0.0, 1e6, 1.0]),
+        # Overflows: no weight rather than an infinite one.
+        ({"vespo_k_pos": 60.0, "vespo_lambda_pos": 0.0}, [3.0], None),
+    ],
+    ids=["ratio of a token", "ratio of a sequence", "lambda", "correction", "overflow"],
+)
+def test_vespo_far_off_policy(
+    settings: dict[str, Any], shift: list[float], correction: Any
+) -> None:
+    inputs = problem(old=True)
+    inputs["advantages"] = torch.tensor([1.0, 0.7, 0.4])
+    steps = torch.zeros(B, L)
+    steps[:2, : len(shift)] = torch.tensor(shift)
+    inputs["old_per_token_logps"] = inputs["old_per_token_logps"] - steps
+    if correction is not None:
+        inputs["vllm_is_ratio"] = torch.ones(B, L)
+        inputs["vllm_is_ratio"][:, : len(correction)] = torch.tensor(correction)
+    agree({"loss_type": "vespo", "beta": 0.0} | settings, inputs)
+
+
 def test_reference_model_by_hidden_states() -> None:
     inputs = problem(old=True)
     del inputs["ref_per_token_logps"]
@@ -145,12 +188,14 @@ def test_reference_model_by_hidden_states() -> None:
         Ours()(**inputs)
 
 
-def test_an_empty_mask_gives_zero() -> None:
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_an_empty_mask_gives_zero(loss_type: str) -> None:
     inputs = problem(old=True)
     inputs["attention_mask"] = torch.zeros(B, L)
-    found = run(Ours, {"loss_type": "grpo"}, inputs)
+    found = run(Ours, {"loss_type": loss_type, "max_completion_length": 9}, inputs)
     assert found["loss"] == 0
     assert all(grad.abs().max() == 0 for grad in found["grads"])
+    assert all(metric == 0 for metric in found["metrics"])
 
 
 def test_signatures_are_liger_s() -> None:

@@ -81,6 +81,16 @@ def test_no_label_gives_zero() -> None:
     assert [float(part.abs().max()) for part in run(Ours, {}, inputs)] == [0.0, 0.0, 0.0]
 
 
+def test_a_teacher_that_requires_grad_gets_none() -> None:
+    inputs = problem(bias=True)
+    for name, value in inputs.items():
+        if name != "true_labels":
+            value.requires_grad_()
+    Ours()(**inputs).backward()
+    assert inputs["student_input"].grad.abs().max() > 0
+    assert all(inputs[f"teacher_{name}"].grad is None for name in ("input", "weight", "bias"))
+
+
 def test_different_vocabularies_are_refused() -> None:
     """Liger pads the student's logits with 0, which may outweigh all real tokens."""
     inputs = problem(bias=False)

@@ -106,12 +106,15 @@ def test_the_model_is_left_as_it_was(tmp_path: Path) -> None:
     assert isinstance(trainer.model(input_ids=ids).logits, torch.Tensor)
 
 
-def test_other_versions_of_trl_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("version", ["1.17.0", "1.160.0", "1.1.16"])
+def test_other_versions_of_trl_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
     import trl
 
     trainer = runs.gkd(tmp_path)
-    monkeypatch.setattr(trl, "__version__", "1.17.0")
-    with pytest.raises(ImportError, match=f"inside TRL {SUPPORTED_TRL}.*1.17.0"):
+    monkeypatch.setattr(trl, "__version__", version)
+    with pytest.raises(ImportError, match=f"inside TRL {SUPPORTED_TRL}.*{version}"):
         use_engine(trainer)
 
 
@@ -157,12 +160,29 @@ def test_an_adapter_on_the_head_is_refused(tmp_path: Path) -> None:
         use_engine(trainer)
 
 
-def test_a_quantised_head_is_refused(tmp_path: Path) -> None:
-    trainer = runs.gkd(tmp_path)
+@pytest.mark.parametrize(
+    ("maker", "name", "options"),
+    [
+        (runs.gkd, "teacher_model", {}),
+        (runs.distillation, "teacher_model", {}),
+        (runs.grpo, "ref_model", {"beta": 0.1}),
+    ],
+    ids=["gkd", "distillation", "grpo"],
+)
+def test_a_quantised_head_of_the_other_model_is_refused(
+    tmp_path: Path, maker: Any, name: str, options: dict[str, Any]
+) -> None:
+    trainer = maker(tmp_path, runs.saved(tiny_causal_lm(), tmp_path), **options)
     quantised = torch.ao.nn.quantized.dynamic.Linear(32, VOCAB)
-    trainer.teacher_model.set_output_embeddings(quantised)
+    getattr(trainer, name).set_output_embeddings(quantised)
     with pytest.raises(TypeError, match="head: Linear has no weight tensor"):
         use_engine(trainer)
+
+
+def accelerator(kind: str, processes: int = 1) -> Any:
+    return types.SimpleNamespace(
+        distributed_type=types.SimpleNamespace(name=kind), num_processes=processes
+    )
 
 
 @pytest.mark.parametrize(
@@ -170,19 +190,26 @@ def test_a_quantised_head_is_refused(tmp_path: Path) -> None:
     [
         ({"torch_compile": True}, "torch_compile"),
         ({"kind": "DEEPSPEED"}, "DEEPSPEED"),
+        ({"kind": "MEGATRON_LM"}, "MEGATRON_LM"),
         ({"kind": "FSDP"}, "FSDP.*DistillationTrainer or GRPOTrainer"),
         ({"processes": 2}, "ddp_find_unused_parameters"),
     ],
 )
 def test_wrappers_that_are_refused(tmp_path: Path, change: Any, said: str) -> None:
     trainer = runs.gkd(tmp_path)
-    trainer.args.torch_compile = change.get("torch_compile", False)
-    trainer.accelerator = types.SimpleNamespace(
-        distributed_type=types.SimpleNamespace(name=change.get("kind", "NO")),
-        num_processes=change.get("processes", 1),
-    )
+    trainer.args.torch_compile = "torch_compile" in change
+    trainer.accelerator = accelerator(change.get("kind", "NO"), change.get("processes", 1))
     with pytest.raises(ValueError, match=said):
         use_engine(trainer)
+
+
+@pytest.mark.parametrize("maker", [runs.distillation, runs.grpo], ids=["distillation", "grpo"])
+def test_fsdp_is_accepted_where_the_loss_runs_inside_the_forward(
+    tmp_path: Path, maker: Any
+) -> None:
+    trainer = maker(tmp_path)
+    trainer.accelerator = accelerator("FSDP")
+    use_engine(trainer)
 
 
 def test_models_with_different_vocabularies_are_refused_by_the_engine(tmp_path: Path) -> None:

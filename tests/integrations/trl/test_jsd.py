@@ -8,7 +8,7 @@ import torch
 from helpers import trl_runs as runs
 from helpers.tiny_models import tiny_causal_lm
 
-from sdkernels.integrations.trl import use_engine
+from sdkernels.integrations.trl import jsd, use_engine
 
 
 @pytest.mark.parametrize(
@@ -69,3 +69,41 @@ def test_evaluation_is_the_same(tmp_path: Path) -> None:
     before = trainer.evaluate()["eval_loss"]
     use_engine(trainer)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(before, rel=1e-6)
+
+
+@pytest.mark.parametrize("maker", [runs.gkd, runs.gold], ids=["gkd", "gold"])
+def test_a_batch_without_labels_has_loss_zero(tmp_path: Path, maker: Any) -> None:
+    trainer = maker(tmp_path)
+    use_engine(trainer)
+    inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    inputs["labels"] = torch.full_like(inputs["labels"], -100)
+    loss = trainer.compute_loss(trainer.model, inputs)
+    loss.backward()
+    assert loss == 0
+    assert trainer.model.lm_head.weight.grad.abs().max() == 0
+
+
+@pytest.mark.parametrize("maker", [runs.gkd, runs.gold], ids=["gkd", "gold"])
+def test_both_models_run_in_autocast(
+    tmp_path: Path, maker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.dtype] = []
+    token_loss = jsd.token_loss
+
+    def noted(hidden: Any, head: Any, *args: Any, teacher: Any, **kwargs: Any) -> Any:
+        seen.extend([hidden.dtype, teacher.hidden.dtype, teacher.head.weight.dtype])
+        return token_loss(hidden, head, *args, teacher=teacher, **kwargs)
+
+    monkeypatch.setattr(jsd, "token_loss", noted)
+    models = [tiny_causal_lm(seed=seed).float() for seed in (0, 1)]
+    trainer = maker(tmp_path, *models, bf16=True, max_steps=1, gradient_accumulation_steps=1)
+    use_engine(trainer)
+    trainer.train()
+    assert set(seen) == {torch.bfloat16}
+
+
+def test_gold_of_a_vision_language_model_is_refused(tmp_path: Path) -> None:
+    trainer = runs.gold(tmp_path)
+    trainer._is_vlm = True
+    with pytest.raises(ValueError, match="vision-language"):
+        use_engine(trainer)

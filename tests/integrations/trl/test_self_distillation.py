@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import trl_runs as runs
 from helpers.tiny_models import tiny_causal_lm
 from peft import LoraConfig
@@ -108,3 +109,26 @@ def test_the_sampled_token_has_one_direction(tmp_path: Path) -> None:
     trainer.args.distillation_alpha = 0.5
     with pytest.raises(ValueError, match=r"distillation_alpha=0.5.*set it to 1.0"):
         use_engine(trainer)
+
+
+def test_the_logged_divergence_is_that_of_all_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[list[float]] = []
+    for other_rank in (0.0, 3.0):
+        trainer = runs.sdft(tmp_path, max_steps=1, gradient_accumulation_steps=1)
+        use_engine(trainer)
+        gather = trainer.accelerator.gather
+
+        def two_ranks(x: Any, gather: Any = gather, more: float = other_rank) -> Any:
+            # The mean is the one number without a dimension.
+            alone = isinstance(x, torch.Tensor) and x.dim() == 0 and x.is_floating_point()
+            return torch.stack([x, x + more]) if alone else gather(x)
+
+        monkeypatch.setattr(trainer.accelerator, "gather", two_ranks)
+        logged.append([])
+        monkeypatch.setattr(
+            trainer, "_log_self_distillation_metric", lambda _, value: logged[-1].append(value)
+        )
+        trainer.train()
+    assert logged[1] == pytest.approx([value + 1.5 for value in logged[0]])
