@@ -7,13 +7,13 @@ import mmap
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdkernels.rows.pages import large_empty
+from sdkernels.rows.pages import ADVICE
 
 # Larger than the L3 slice of one socket part where the system does not tell its caches.
 UNKNOWN_CACHE_BYTES = 64 << 20
@@ -93,8 +93,12 @@ def back_memory(size: int, device: torch.device) -> None:
     """
     if device.type != "cpu" or size <= 0:
         return
-    block = large_empty((size,), dtype=torch.uint8, device=device)
-    block[:: mmap.PAGESIZE] = 1
+    # Not from malloc, which takes it from a gap in its heap where there is one, and keeps it.
+    with mmap.mmap(-1, size) as block:
+        if ADVICE is not None:
+            with suppress(OSError):  # of a kernel without huge pages
+                block.madvise(ADVICE)
+        block[:: mmap.PAGESIZE] = b"1" * -(-size // mmap.PAGESIZE)
 
 
 def available_bytes(device: torch.device) -> int | None:
