@@ -5,6 +5,7 @@ Shape letters: V vocabulary, D hidden.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -161,6 +162,20 @@ def as_head(head: Any, argument: str = "head") -> LMHead:
         f"{argument}: expected an LMHead, a weight tensor [V, D] or an nn.Linear, got "
         f"{type(head).__name__}"
     )
+
+
+def in_autocast_dtype(head: LMHead, device_type: str) -> LMHead:
+    """`head` in the dtype in which autocast, where it is on, would take its product. Gradients
+    reach the parameters that it has.
+    """
+    # Which leaves float64 alone.
+    if not torch.is_autocast_enabled(device_type) or head.weight.dtype == torch.float64:
+        return head
+    dtype = torch.get_autocast_dtype(device_type)
+    found = copy.copy(head)
+    found.weight = head.weight.to(dtype)
+    found.bias = None if head.bias is None else head.bias.to(dtype)
+    return found
 
 
 def _check_weight(weight: Any) -> None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sdkernels.engine import LMHead
+from sdkernels.engine.heads import in_autocast_dtype
 from sdkernels.integrations.undo import swapped
 from sdkernels.ops import linear_logprob
 
@@ -147,14 +148,4 @@ def _backbone_forward(inner: Any, autocast: Autocast) -> Callable[..., Any]:
 
 def head_as_computed(inner: Any, device_type: str) -> LMHead:
     """The model's head, in the dtype in which autocast would take its product."""
-    head = LMHead.from_model(inner)
-    if not torch.is_autocast_enabled(device_type):
-        return head
-    dtype = torch.get_autocast_dtype(device_type)
-    return LMHead(
-        head.weight.to(dtype),
-        None if head.bias is None else head.bias.to(dtype),
-        scale=head.scale,
-        softcap=head.softcap,
-        valid_vocab=head.valid_vocab,
-    )
+    return in_autocast_dtype(LMHead.from_model(inner), device_type)

@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
+from sdkernels.engine import LMHead
+from sdkernels.engine.heads import in_autocast_dtype
 from sdkernels.train.sides import Side
 
 Result = TypeVar("Result")
@@ -57,6 +60,22 @@ def trunk_of(model: Any) -> Any:
             "logits; use a transformers causal language model"
         )
     return trunk
+
+
+def hidden_and_head(
+    model: Any, side: Side, *, valid_vocab: int | None = None
+) -> tuple[Tensor, LMHead]:
+    """`hidden_states` and the model's head, where autocast is on both in the dtype in which it
+    would multiply them.
+    """
+    hidden_ND = hidden_states(model, side)
+    # Behind the trunk, whose forward is what gathers a sharded weight.
+    head = LMHead.from_model(model, valid_vocab=valid_vocab)
+    kind = hidden_ND.device.type
+    if torch.is_autocast_enabled(kind):
+        head = in_autocast_dtype(head, kind)
+        hidden_ND = hidden_ND.to(head.weight.dtype)
+    return hidden_ND, head
 
 
 def hidden_states(model: Any, side: Side) -> Tensor:

@@ -19,7 +19,7 @@ from sdkernels.engine.stats import Tokens
 from sdkernels.recipes import Recipe
 from sdkernels.train.batch import MicroBatch
 from sdkernels.train.config import SelfDistillConfig
-from sdkernels.train.forward import hidden_states
+from sdkernels.train.forward import hidden_and_head
 from sdkernels.train.settings import check_choice
 from sdkernels.train.step_metrics import Timers
 from sdkernels.train.step_switches import StepSwitches
@@ -110,9 +110,8 @@ class StepLoss:
         says = self._teacher_says(batch, timers)
         teacher = None if says is None else says.teacher
         with timers.section("student_forward"):
-            hidden_ND = hidden_states(model, batch.student)
+            hidden_ND, head = self._hidden_and_head(model, batch)
         with timers.section("loss"):
-            head = self._head(model)
             tokens = self.tokens(batch, says)
             gate: gates.Gate | gates.BoundGate | None = (
                 self.gate if thresholds is None else thresholds.gate
@@ -178,8 +177,7 @@ class StepLoss:
         gradient.
         """
         with torch.no_grad():
-            hidden_ND = hidden_states(model, batch.student)
-            return self._statistics(hidden_ND, self._head(model), batch, None)
+            return self._statistics(*self._hidden_and_head(model, batch), batch, None)
 
     def thresholds(self, batch: MicroBatch, entropy_N: Tensor) -> Thresholds:
         """The gate's thresholds for a micro-batch by itself, from its tokens' entropies."""
@@ -222,8 +220,8 @@ class StepLoss:
                 **self._plain_settings,
             )
 
-    def _head(self, model: Any) -> LMHead:
-        return LMHead.from_model(model, valid_vocab=self.config.valid_vocab)
+    def _hidden_and_head(self, model: Any, batch: MicroBatch) -> tuple[Tensor, LMHead]:
+        return hidden_and_head(model, batch.student, valid_vocab=self.config.valid_vocab)
 
 
 def _temperatures(config: SelfDistillConfig, recipe: Recipe) -> dict[str, float | None]:

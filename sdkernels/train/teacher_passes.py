@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdkernels.engine import HiddenTeacher, LMHead, TokenStats, token_stats
+from sdkernels.engine import HiddenTeacher, TokenStats, token_stats
 from sdkernels.train.batch import MicroBatch
-from sdkernels.train.forward import hidden_states
+from sdkernels.train.forward import hidden_and_head
 from sdkernels.train.sides import Side
 from sdkernels.train.step_metrics import Timers
 from sdkernels.train.teacher import TeacherWeights
@@ -71,11 +71,8 @@ class TeacherPasses:
 
     def _run(self, side: Side) -> HiddenTeacher:
         def one(network: Any) -> HiddenTeacher:
-            hidden_ND = hidden_states(network, side).detach()
-            # Behind the trunk, whose forward is what gathers a sharded weight.
-            return HiddenTeacher(
-                hidden_ND, LMHead.from_model(network, valid_vocab=self.valid_vocab)
-            )
+            hidden_ND, head = hidden_and_head(network, side, valid_vocab=self.valid_vocab)
+            return HiddenTeacher(hidden_ND.detach(), head)
 
         with self.weights.active() as network:
             teacher = one(network)

@@ -6,9 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from sdkernels import token_loss
 from sdkernels.contexts import Example, Rollout
 from sdkernels.train.batch import Row, collate
-from sdkernels.train.forward import hidden_states, run_inside_forward, trunk_of
+from sdkernels.train.forward import (
+    hidden_and_head,
+    hidden_states,
+    run_inside_forward,
+    trunk_of,
+)
 from sdkernels.train.loading import add_lora
 
 
@@ -39,6 +45,31 @@ def test_hidden_states_give_the_models_own_logits(make_model):
         ]
     )
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_autocast_takes_the_product_with_the_head_in_its_dtype(make_model):
+    model = make_model(tie_word_embeddings=False).eval()
+    side = batch_of(([5, 6, 7], [8, 9])).student
+    weight = model.get_output_embeddings().weight
+    hidden, head = hidden_and_head(model, side, valid_vocab=100)
+    assert head.weight is weight
+    assert hidden.dtype == torch.float32
+    assert head.valid_vocab == 100
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden, head = hidden_and_head(model, side)
+        expected = model(torch.tensor([[5, 6, 7, 8, 9]])).logits[0, 2:-1]
+    assert hidden.dtype == head.weight.dtype == torch.bfloat16
+    assert torch.equal(hidden @ head.weight.T, expected)
+    token_loss(hidden, head, lambda s, tok: s.entropy)[0].backward()
+    assert weight.grad.dtype == torch.float32
+    assert weight.grad.abs().sum() > 0
+
+
+def test_autocast_leaves_float64_alone(make_model):
+    model = make_model().double()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        _, head = hidden_and_head(model, batch_of(([5], [6])).student)
+    assert head.weight.dtype == torch.float64
 
 
 def test_no_logits_are_made(make_model):
