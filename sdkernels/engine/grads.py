@@ -80,7 +80,7 @@ class Gradients:
             return
         share_C1 = None
         if scale_C is not None:
-            share_C1 = self._share(scale_C).to(dz_CV.dtype)[:, None]
+            share_C1 = self._share(scale_C, hidden_CD).to(dz_CV.dtype)[:, None]
             hidden_CD = hidden_CD * share_C1
         if self.weight_VD is not None:
             add_weight_gradient(
@@ -102,23 +102,23 @@ class Gradients:
         hidden, weight, bias = self.hidden_TD, self.weight_VD, self.bias_V
         if hidden is not None:
             hidden = hidden.reshape(self.problem.hidden.shape)
-        if weight is not None and self.unit.value is None:
-            weight = weight.to(self._held(head.weight))
-        if bias is not None and self.unit.value is None and head.bias is not None:
-            bias = bias.to(self._held(head.bias))
         return (
             None if hidden is None else Part(hidden),
-            None if weight is None else Part(weight, self.unit.value),
-            None if bias is None else Part(bias, self.unit.value),
+            None if weight is None else self._summed(weight, head.weight),
+            None if bias is None or head.bias is None else self._summed(bias, head.bias),
         )
 
-    def _share(self, scale_C: Tensor) -> Tensor:
+    def _share(self, scale_C: Tensor, hidden_CD: Tensor) -> Tensor:
         """What `row_scale` multiplies hidden states by; lowers the unit of the sums."""
-        ratio = self.unit.lower(scale_C)
+        ratio = self.unit.lower(scale_C, hidden_CD)
         for total in (self.weight_VD, self.bias_V):
             if total is not None and ratio is not None:
                 self.problem.backend.rescale(total, ratio)
         return scale_C if self.unit.value is None else self.unit.value / scale_C
+
+    def _summed(self, total: Tensor, parameter: Tensor) -> Part:
+        part, dtype = Part(total, self.unit.value), self._held(parameter)
+        return part if total.dtype == dtype else Part(part.taken(dtype))
 
     def _held(self, tensor: Tensor) -> torch.dtype:
         """The dtype in which the gradient of `tensor` waits for the upstream factor.

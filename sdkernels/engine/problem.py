@@ -168,15 +168,15 @@ class Problem:
         )
 
     def logits_gradient(
-        self, state: Any, coefs: dict[str, Tensor], like_C: Tensor
+        self, state: Any, coefs: dict[str, Tensor], stats: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor | None]:
         """Gradient of a chunk's raw logits, `[C, V]`, for one coefficient per token and statistic,
-        and what each row of it has been multiplied by (None: nothing). `like_C`: any statistic.
+        and what each row of it has been multiplied by (None: nothing). `state` and `stats` are
+        those of `forward_chunk`.
         """
         if (self.spec.gradient_dtype or self.slab_dtype) != torch.float16:
             return self.backend.backward(state, coefs), None
-        slope = abs(self.head.scale / self.temperature)
-        scale_C = row_scales(coefs, slope, like_C)
+        scale_C = row_scales(coefs, self.head.scale / self.temperature, stats)
         return self.backend.backward(state, scaled_coefs(coefs, scale_C)), scale_C
 
     def hidden_gradient(self, dz_CV: Tensor, scale_C: Tensor | None) -> Tensor:

@@ -153,7 +153,7 @@ def _run(problem: Problem, loss_fn: LossFn, gradients: Gradients) -> tuple[Tenso
         collected.append(reported)
         if gradients.wanted:
             # Not in a variable, which would hold it while the next chunk's is made.
-            dz = problem.logits_gradient(state, coefs, stats["lse"])
+            dz = problem.logits_gradient(state, coefs, stats)
             gradients.add(*dz, hidden_CD, lo, hi)
             del dz
     fields = {

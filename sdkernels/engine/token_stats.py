@@ -200,9 +200,7 @@ def _forward(problem: Problem, keep: str | None) -> tuple[dict[str, Tensor], Ten
         collected.append(stats)
         if keep is not None:
             ones = {keep: torch.ones_like(stats[keep])}
-            rows.append(
-                problem.hidden_gradient(*problem.logits_gradient(state, ones, stats["lse"]))
-            )
+            rows.append(problem.hidden_gradient(*problem.logits_gradient(state, ones, stats)))
     fields = {name: torch.cat([chunk[name] for chunk in collected]) for name in collected[0]}
     return fields, torch.cat(rows) if rows else None
 
@@ -212,7 +210,7 @@ def _backward(problem: Problem, gradients: Gradients, coefs_N: dict[str, Tensor]
     for lo, hi in problem.plan.ranges:
         stats, state, hidden_CD = problem.forward_chunk(slabs, lo, hi)
         coefs = {name: coef[lo:hi] for name, coef in coefs_N.items()}
-        gradients.add(*problem.logits_gradient(state, coefs, stats["lse"]), hidden_CD, lo, hi)
+        gradients.add(*problem.logits_gradient(state, coefs, stats), hidden_CD, lo, hi)
 
 
 def _in_own_dtypes(problem: Problem, gradients: Gradients) -> list[Tensor | None]:
