@@ -71,29 +71,8 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
     teacher16 = sd.HiddenTeacher(ht.half(), wt.half())
     capped = sd.HiddenTeacher(ht, sd.LMHead(wt, softcap=SOFTCAP))
 
-    def loss(
-        name: str | None,
-        who: sd.HiddenTeacher | None,
-        *,
-        hidden: torch.Tensor = h,
-        weight: torch.Tensor = w,
-        softcap: float | None = None,
-        **more: Any,
-    ) -> Callable[[], None]:
-        def run() -> None:
-            hidden.grad = weight.grad = None
-            value, _ = sd.token_loss(
-                hidden,
-                sd.LMHead(weight, softcap=softcap),
-                lambda s, tok: s.logp + 0.1 * s.entropy if name is None else s[name],
-                targets=ids if name is None else None,
-                teacher=who,
-                backend="triton",
-                **more,
-            )
-            value.backward()
-
-        return run
+    def loss(name: str, who: sd.HiddenTeacher, **more: Any) -> Callable[[], None]:
+        return partial(_step, h, w, lambda s, tok: s[name], teacher=who, **more)
 
     @torch.no_grad()
     def slab_statistics() -> None:
@@ -129,14 +108,16 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
             "kl_teacher_student", teacher, chunk_bytes=2 << 30
         ),
         "kl_teacher_student, shared head": loss("kl_teacher_student", shared),
-        "kl_teacher_student, float16": loss(
-            "kl_teacher_student", teacher16, hidden=h16, weight=w16
+        "kl_teacher_student, float16": partial(
+            _step, h16, w16, lambda s, tok: s.kl_teacher_student, teacher=teacher16
         ),
         "kl_teacher_student, softcap": loss("kl_teacher_student", capped, softcap=SOFTCAP),
         "kl_student_teacher": loss("kl_student_teacher", teacher),
         "jsd": loss("jsd", teacher, jsd_beta=0.5),
         **floor("floor 6TDV", teacher=False, backward=True),
-        "logp + entropy": loss(None, None),
+        "logp + entropy": partial(
+            _step, h, w, lambda s, tok: s.logp + 0.1 * s.entropy, targets=ids
+        ),
         **floor("floor 2TDV", teacher=False, backward=False),
         "logp + entropy, forward, slab": slab_statistics,
         "logp + entropy, forward, fused": fused_statistics,
@@ -164,6 +145,21 @@ def benchmark(tokens: int, hidden: int, vocab: int) -> dict[str, Any]:
         "row kernels": _row_kernels(products.slab_CV[:2048]),
         "plan of kl_teacher_student": _plan(tokens, hidden, vocab),
     }
+
+
+def _step(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    loss_fn: Callable[[Any, Any], torch.Tensor],
+    *,
+    softcap: float | None = None,
+    **settings: Any,
+) -> None:
+    """A loss forward and backward."""
+    hidden.grad = weight.grad = None
+    head = sd.LMHead(weight, softcap=softcap)
+    loss, _ = sd.token_loss(hidden, head, loss_fn, backend="triton", **settings)
+    loss.backward()
 
 
 def _row_kernels(slab: torch.Tensor) -> dict[str, Any]:

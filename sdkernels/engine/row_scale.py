@@ -12,7 +12,7 @@ hidden states, W the head's weight, |dz / d raw| <= slope, and 2^e(x) the power 
 b bounds the derivatives: |S (log S/T - KL)| <= 1 + KL, since S log T/S <= T - S and its sum is -KL;
 the entropy's reach 3.5 at a million entries, all others 1. So |dz'| < 2^15 and |h u / s| < 2^15.
 Powers of two round nothing. What is lost is, in dz, below 2^-36 of m, and in dW what a token adds
-where s_i k_i is 2^28 times the smallest.
+where s_i k_i is 2^28 times the smallest, 2^28 max_j |h_ij| times where that is less than 1.
 """
 
 from __future__ import annotations
