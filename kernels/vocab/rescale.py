@@ -3,8 +3,8 @@
     x = x * ratio
 
 Sums over chunks whose scale falls now and then take this: the host never learns whether it fell, so
-it cannot leave the launch out, and a pass over a weight's gradient would cost as much as a fifth of
-the row passes.
+it cannot leave the launch out, and a pass over a weight's gradient moves nearly as many bytes as
+the row passes of a chunk (shape A, chunks of 2048 tokens: 5.0 and 5.6 GB).
 """
 # mypy: disallow-untyped-defs=False
 

@@ -28,7 +28,13 @@ from sdkernels.rows.interface import RowGate, RowSpec, Side
 from sdkernels.rows.lists import side_by_side, split_lists
 from sdkernels.rows.mixture import finished
 from sdkernels.rows.partials import MAX, SUM, TEACHER_MAX, Partials, RowNumbers, merge
-from sdkernels.rows.torch_rows import NEEDS_LOG_RATIO, NEEDS_TEACHER_LOGITS, one_part, topk_ids
+from sdkernels.rows.torch_rows import (
+    NEEDS_LOG_RATIO,
+    NEEDS_TEACHER_LOGITS,
+    one_part,
+    rescale,
+    topk_ids,
+)
 
 # Programs of one function in a process: combinations of statistics, transforms and dtypes. torch
 # would stop at 8.
@@ -68,6 +74,7 @@ class CompiledRows:
     """Row backend through torch.compile; see the module's docstring."""
 
     name = "compiled"
+    rescale = staticmethod(rescale)
     fused = None  # a product with a reduction in it takes a kernel
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
@@ -148,11 +155,6 @@ class CompiledRows:
         if columns_CK is not None and chosen_CK is not None:
             dz_CV.scatter_(-1, columns_CK, chosen_CK.to(dz_CV.dtype))
         return dz_CV
-
-    def rescale(self, total: Tensor, ratio: Tensor) -> None:
-        """See `rows.interface`."""
-        if ratio != 1:
-            total.mul_(ratio)
 
 
 @functools.cache

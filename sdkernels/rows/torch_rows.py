@@ -54,10 +54,17 @@ class _State:
     scratch: Scratch
 
 
+def rescale(total: Tensor, ratio: Tensor) -> None:
+    """See `rows.interface`; on the CPU it costs nothing to look."""
+    if total.device.type != "cpu" or ratio != 1:
+        total.mul_(ratio)
+
+
 class TorchRows:
     """Row backend in plain torch; see the module's docstring."""
 
     name = "torch"
+    rescale = staticmethod(rescale)
     fused = None  # a product with a reduction in it takes a kernel
 
     def __init__(self) -> None:
@@ -122,11 +129,6 @@ class TorchRows:
         for lo, hi in blocks(raw_CV.shape[0], raw_CV.shape[1], state.spec):
             _backward_block(state, coefs, lo, hi, out_CV, state.scratch)
         return out_CV
-
-    def rescale(self, total: Tensor, ratio: Tensor) -> None:
-        """See `rows.interface`; on the CPU it costs nothing to look."""
-        if total.device.type != "cpu" or ratio != 1:
-            total.mul_(ratio)
 
 
 def _itemsize(spec: RowSpec) -> int:

@@ -52,6 +52,7 @@ class TritonRows:
     """
 
     name = "triton"
+    rescale = staticmethod(rescale)
     fused = FusedRows()
 
     def scratch_bytes(self, tokens: int, vocab: int, spec: RowSpec) -> int:
@@ -138,10 +139,6 @@ class TritonRows:
             out_padded=state.student.padded or not in_place,
         )
         return out_CV
-
-    def rescale(self, total: Tensor, ratio: Tensor) -> None:
-        """See `rows.interface`."""
-        rescale(total, ratio)
 
 
 def _logits(side: Side) -> Logits:
